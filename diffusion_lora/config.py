@@ -1,0 +1,385 @@
+"""The configuration of a run as frozen pydantic tables: TOML in, TOML out.
+
+Each setting is declared once (type, range, default, description); the error messages, the file a run writes and the
+forms of the faces are derived from that declaration. Wrong input is a `ConfigError` of one sentence: the key, the
+value, where it came from and what is allowed; an unknown key names the nearest valid one. What a setting *does* is not
+known here, and no torch is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from diffusion_lora.errors import ConfigError
+
+__all__ = [
+    "TrainConfig",
+    "allowed_values",
+    "load_train_config",
+    "parse_train_config",
+    "resolve_path",
+    "shipped",
+    "to_toml",
+]
+
+# TOML has no null, and the file in a run folder leaves nothing out: an empty text, or a zero, stands for "not set".
+Text = Annotated[str | None, BeforeValidator(lambda value: None if value == "" else value)]
+Gamma = Annotated[
+    Annotated[float, Field(gt=0)] | None,
+    BeforeValidator(lambda value: None if value == 0 and not isinstance(value, bool) else value),
+]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Every = Annotated[int, Field(ge=0)]
+
+
+class Table(BaseModel):
+    """One [table]: frozen, unknown keys refused, no silent conversion ("16" is not 16), no infinities."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ModelTable(Table):
+    """The frozen base."""
+
+    base: str = Field(default="pocket", min_length=1, description="pocket, a folder in diffusers layout, or a hub id")
+    revision: Text = Field(default=None, description="revision of a hub id")
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+        default="auto", description="storage of the frozen weights; auto = bf16 on CUDA, else fp32"
+    )
+
+
+class DatasetTable(Table):
+    """Pictures and captions."""
+
+    path: str = Field(
+        min_length=1, description="folder of pictures, each with its caption in a .txt file of the same name"
+    )
+    caption: Text = Field(default=None, description="one caption for every picture, instead of the .txt files")
+    caption_dropout: Fraction = Field(default=0.0, description="share of pictures shown without caption, for guidance")
+    captions_required: bool = Field(default=True, description="a picture without caption is an error")
+    flip: bool = Field(default=False, description="show pictures mirrored half of the time")
+    size_px: int = Field(default=0, ge=0, description="side of the square, in pixels; 0 = the base's own")
+
+
+class LoraTable(Table):
+    """The adapter."""
+
+    rank: Count = Field(default=16, description="rank of every pair of matrices")
+    alpha: float = Field(default=16.0, gt=0, description="the adapter's scale is alpha / rank")
+    targets: Literal["attention", "qv", "wide"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        default="attention", description="layers of the UNet: attention, qv, wide, or a list of regular expressions"
+    )
+    text_targets: Literal["attention", "none"] = Field(default="attention", description="layers of the text encoder")
+
+
+class TrainTable(Table):
+    """Length, batch and arithmetic."""
+
+    steps: Count = Field(default=1500, description="optimizer steps")
+    batch_size: Count = Field(default=4, description="pictures a forward pass")
+    accumulation: Count = Field(default=1, description="forward passes an optimizer step")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="bf16", description="arithmetic of the forward pass (autocast)"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="decides start, order, timesteps and noise")
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda|cuda:\d+|mps)$", description="auto, cpu, cuda, cuda:N or mps"
+    )
+    threads: int = Field(default=0, ge=0, description="CPU threads; 0 = torch's own choice")
+
+
+class OptimizerTable(Table):
+    """How a gradient becomes a step."""
+
+    name: Literal["adamw8bit", "adamw"] = Field(default="adamw8bit", description="adamw8bit (bitsandbytes) or adamw")
+    lr: float = Field(default=1e-4, ge=0, description="learning rate of the UNet's part; 0 = not trained")
+    text_lr: float = Field(default=5e-5, ge=0, description="learning rate of the text encoder's part; 0 = not trained")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine", description="course of the rates after the warm-up"
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="steps over which the rates rise from 0")
+    weight_decay: float = Field(default=0.01, ge=0, description="decoupled weight decay")
+    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.999), description="decay of Adam's two moments")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="gradients are clipped to this norm; 0 = never")
+
+
+class LossTable(Table):
+    """What is minimised."""
+
+    min_snr_gamma: Gamma = Field(default=5.0, description="min-SNR weighting (Hang et al. 2023); 0 = off")
+
+
+class CheckpointTable(Table):
+    """Saved states from which a run goes on exactly."""
+
+    every: Every = Field(default=0, description="steps between checkpoints; 0 = only at the end and when stopped")
+    keep: Count = Field(default=2, description="newest checkpoints that are kept")
+
+
+class PreviewTable(Table):
+    """Pictures drawn while training."""
+
+    every: Every = Field(default=0, description="steps between previews; 0 = none")
+    prompts: tuple[str, ...] = Field(default=(), description="one picture for each prompt")
+    steps: Count = Field(default=20, description="sampling steps")
+    guidance: float = Field(default=4.0, ge=0, description="classifier-free guidance scale")
+    seed: int = Field(default=1, ge=0, lt=2**63, description="picture i starts from the noise of seed + i")
+
+
+class OutputTable(Table):
+    """The adapter file."""
+
+    name: str = Field(
+        default="adapter",
+        min_length=1,
+        pattern=r"^[^/\\\x00-\x1f]+$",
+        description="name of the adapter, fit for a file name",
+    )
+    trigger_word: Text = Field(default=None, description="word that calls up what was learned; kept in the file")
+    comment: Text = Field(default=None, description="free text, kept in the file")
+    dtype: Literal["fp16", "bf16", "fp32"] = Field(default="fp16", description="storage of the saved adapter")
+
+
+class TrainConfig(Table):
+    """All that determines a training run."""
+
+    model: ModelTable = ModelTable()
+    dataset: DatasetTable
+    lora: LoraTable = LoraTable()
+    train: TrainTable = TrainTable()
+    optimizer: OptimizerTable = OptimizerTable()
+    loss: LossTable = LossTable()
+    checkpoint: CheckpointTable = CheckpointTable()
+    preview: PreviewTable = PreviewTable()
+    output: OutputTable = OutputTable()
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a TOML file, apply `table.key=value` overrides and check everything.
+
+    A relative `dataset.path` (or a `model.base` that is a folder) is looked up beside the file, in the working
+    directory and among the shipped files, and made absolute; one that is found nowhere stays as written, for the
+    reader of pictures to complain about.
+
+    Raises ConfigError.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration file {path}: name a TOML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration file {path} cannot be read as text: {error}") from error
+    return parse_train_config(text, source=str(path), overrides=overrides, beside=path.parent)
+
+
+def parse_train_config(
+    text: str, *, source: str, overrides: Sequence[str] = (), beside: Path | None = None
+) -> TrainConfig:
+    """Like `load_train_config`, for TOML text; `source` is its name in error messages."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not valid TOML: {error}") from error
+    origins: dict[str, str] = {}
+    for override in overrides:
+        key, value = _parse_override(override)
+        origins[key] = f"--set {override}"
+        _assign(tree, key, value, origin=origins[key])
+    try:
+        config = TrainConfig.model_validate(_tuples(tree))
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, tree, source, origins)) from None
+    dataset_path = resolve_path(config.dataset.path, beside)
+    base = config.model.base if config.model.base == "pocket" else resolve_path(config.model.base, beside)
+    return config.model_copy(
+        update={
+            "dataset": config.dataset.model_copy(update={"path": str(dataset_path or config.dataset.path)}),
+            "model": config.model.model_copy(update={"base": str(base or config.model.base)}),
+        }
+    )
+
+
+def resolve_path(path: str, beside: Path | None) -> Path | None:
+    """Where a relative path exists: beside the config, in the working directory, among the shipped files; else None."""
+    given = Path(path).expanduser()
+    if given.is_absolute():
+        return given
+    roots = [Path.cwd(), _shipped_root()] if beside is None else [beside, Path.cwd(), _shipped_root()]
+    return next(((root / given).resolve() for root in roots if (root / given).exists()), None)
+
+
+def shipped(kind: Literal["configs", "datasets"], name: str) -> Path:
+    """A config (with or without .toml) or sample set that comes with the package, from a checkout or a wheel.
+
+    Raises ConfigError naming what there is.
+    """
+    folder = _shipped_root() / kind
+    for candidate in (folder / name, folder / f"{name}.toml"):
+        if candidate.exists():
+            return candidate
+    there = sorted(entry.stem for entry in folder.glob("*")) if folder.is_dir() else []
+    raise ConfigError(f"there is no shipped {kind[:-1]} {name!r}; there are: {', '.join(there) or 'none'}")
+
+
+def _shipped_root() -> Path:
+    package = Path(__file__).resolve().parent
+    installed = package / "_shipped"
+    return installed if installed.is_dir() else package.parent
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    key, text = key.strip(), text.strip()
+    if not equals or key.count(".") != 1:
+        raise ConfigError(f"--set {override!r} is not of the form table.key=value, as in --set lora.rank=8")
+    try:
+        return key, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, text  # a bare word: --set optimizer.name=adamw
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any, *, origin: str) -> None:
+    table_name, leaf = key.split(".")
+    table = tree.setdefault(table_name, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{origin}: {table_name!r} is a plain value in the file, not a [{table_name}] table")
+    table[leaf] = value
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, all the way down: strict tables hold nothing that can be changed."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+# --- error sentences --------------------------------------------------------------------------------------------------
+
+
+def _fields() -> Iterator[tuple[str, str, FieldInfo]]:
+    for table_name, table in TrainConfig.model_fields.items():
+        assert isinstance(table.annotation, type)
+        assert issubclass(table.annotation, Table)
+        for leaf, field in table.annotation.model_fields.items():
+            yield table_name, leaf, field
+
+
+def _sentence(error: ValidationError, tree: Mapping[str, Any], source: str, origins: Mapping[str, str]) -> str:
+    # A misspelt key often makes another one "missing": the spelling is what to mend.
+    problem = min(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
+    place = [str(part) for part in problem["loc"]]
+    key = ".".join(place[:2])
+    origin = origins.get(key, source)
+    if problem["type"] == "extra_forbidden":
+        return _unknown_key(place, origin)
+    if problem["type"] == "missing" and len(place) <= 2:
+        wanted = "dataset.path" if key == "dataset" else key
+        return f"{origin}: {wanted} is missing: {_field(wanted).description}"
+    if len(place) == 1:
+        return f"{origin}: [{key}] must be a table, not {problem['input']!r}"
+    value = json.dumps(tree[place[0]][place[1]], ensure_ascii=False, default=str)
+    return f"{origin}: {key} = {value} is not allowed: it must be {allowed_values(key)} ({_field(key).description})"
+
+
+def _unknown_key(place: Sequence[str], origin: str) -> str:
+    leaves = {f"{table}.{leaf}": leaf for table, leaf, _ in _fields()}
+    if len(place) == 1:
+        tables = list(TrainConfig.model_fields)
+        near = difflib.get_close_matches(place[0], tables, n=1, cutoff=0.5)
+        owners = [key for key, leaf in leaves.items() if leaf == place[0]]
+        hint = f"did you mean [{near[0]}]?" if near else f"did you mean {owners[0]}?" if owners else ""
+        return f"{origin}: unknown table or key {place[0]!r}; {hint or 'the tables are ' + ', '.join(tables)}"
+    key = ".".join(place[:2])
+    siblings = [full for full in leaves if full.startswith(place[0] + ".")]
+    elsewhere = [full for full, leaf in leaves.items() if leaf == place[1]]
+    near = elsewhere or difflib.get_close_matches(key, siblings, n=1, cutoff=0.0)
+    return f"{origin}: unknown key {key!r}; did you mean {near[0]!r}?"
+
+
+def _field(key: str) -> FieldInfo:
+    return next(field for table, leaf, field in _fields() if f"{table}.{leaf}" == key)
+
+
+def allowed_values(key: str) -> str:
+    """What a setting may be, in words, from its declaration: `"lora.rank"` -> `"a whole number, at least 1"`."""
+    field = _field(key)
+    return _allowed(field.annotation, field.metadata)
+
+
+def _allowed(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        own = chain.from_iterable(x.metadata if isinstance(x, FieldInfo) else [x] for x in arguments[1:])
+        return _allowed(arguments[0], [*own, *metadata])
+    if origin is Literal:
+        return "one of " + ", ".join(json.dumps(value) for value in arguments)
+    if origin is tuple:
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return f"a list, each item {_allowed(arguments[0])}"
+        return f"a list of {len(arguments)}, each {_allowed(arguments[0])}"
+    if arguments:  # a union; None is the empty text or zero, not something to offer
+        return ", or ".join(_allowed(option, metadata) for option in arguments if option is not type(None))
+    noun = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[annotation]
+    limits = [limit for item in metadata if (limit := _limit(item))]
+    return ", ".join([noun, *limits])
+
+
+def _limit(item: Any) -> str:
+    match item:
+        case Ge():
+            return f"at least {item.ge}"
+        case Gt():
+            return f"above {item.gt}"
+        case Le():
+            return f"at most {item.le}"
+        case Lt():
+            return f"below {item.lt}"
+        case MinLen():
+            return "not empty"
+    return ""  # a pattern says nothing to a reader; the description does
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def to_toml(config: TrainConfig) -> str:
+    """The complete configuration as TOML, every setting with its description; `parse_train_config(to_toml(c)) == c`."""
+    lines: list[str] = []
+    previous = None
+    for table, leaf, field in _fields():
+        if table != previous:
+            lines += ([""] if lines else []) + [f"[{table}]"]
+            previous = table
+        setting = f"{leaf} = {_toml_value(getattr(getattr(config, table), leaf), field)}"
+        lines.append(f"{setting:<40}  # {field.description}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any, field: FieldInfo) -> str:
+    if value is None:
+        return "0.0" if "float" in str(field.annotation) else '""'
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml_value(item, field) for item in value) + "]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        assert math.isfinite(value)
+        return repr(value)
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value)

@@ -1,0 +1,56 @@
+"""Every error a user can cause, as one tree. The faces (command line, page) catch `UserError` and nothing else.
+
+    UserError                  one clear sentence: the value, where it came from, what to do
+    ├── ConfigError            a key, a type or a range in a TOML file or in --set
+    ├── DatasetError           the folder of pictures and captions
+    ├── AdapterFileError       a LoRA file that cannot be read or belongs to another model family
+    ├── BaseModelError         the base model: unknown name, incomplete folder, no network
+    ├── RunError               a run folder, its checkpoints, a training that cannot go on
+    │   └── InterruptedRunError Ctrl-C or SIGTERM: everything is saved, the sentence says how to go on
+    ├── OutputError            a place that cannot be written: below a file, no permission, disk full
+    ├── PromptError            a prompt or a request for a picture
+    └── DeviceError            a device that is not there, or lacks what was asked of it
+
+`str(error)` is the sentence; there is nothing else to format. Anything that is not a `UserError` is a bug and keeps its
+traceback.
+"""
+
+
+class UserError(Exception):
+    """A mistake or circumstance the user can mend; `str(error)` is the one sentence to show."""
+
+
+class ConfigError(UserError):
+    """A key, type or range in a configuration."""
+
+
+class DatasetError(UserError):
+    """Pictures or captions that cannot be used."""
+
+
+class AdapterFileError(UserError):
+    """A LoRA file that cannot be read, or does not fit the model."""
+
+
+class BaseModelError(UserError):
+    """A base model that cannot be found or loaded."""
+
+
+class RunError(UserError):
+    """A run folder or a run in a state from which it cannot go on."""
+
+
+class InterruptedRunError(RunError):
+    """The run was asked to stop; its state is saved and the sentence names the command that goes on."""
+
+
+class OutputError(UserError):
+    """A file or folder that cannot be written."""
+
+
+class PromptError(UserError):
+    """A prompt or picture request that cannot be carried out."""
+
+
+class DeviceError(UserError):
+    """A compute device that is missing or unable."""
