@@ -29,6 +29,7 @@ __all__ = [
     "load_train_config",
     "parse_train_config",
     "resolve_path",
+    "setting_differences",
     "shipped",
     "to_toml",
 ]
@@ -368,6 +369,15 @@ def to_toml(config: TrainConfig) -> str:
         setting = f"{leaf} = {_toml_value(getattr(getattr(config, table), leaf), field)}"
         lines.append(f"{setting:<40}  # {field.description}")
     return "\n".join(lines) + "\n"
+
+
+def setting_differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two configurations differ: key -> (old value, new value)."""
+    pairs = {
+        f"{table}.{leaf}": (getattr(getattr(old, table), leaf), getattr(getattr(new, table), leaf))
+        for table, leaf, _ in _fields()
+    }
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _toml_value(value: Any, field: FieldInfo) -> str:

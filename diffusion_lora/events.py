@@ -1,0 +1,56 @@
+"""What happens in a run, as facts: one JSON object a line in `events.jsonl`; one process appends, anybody reads.
+
+Every event has `time` (Unix seconds) and `kind`; a process that runs in front of somebody hands each event to its
+`Progress` as well, so a progress bar and a reader of the folder see the same facts. The kinds of a training run:
+
+    start       steps, batch_size, pictures, device, precision, optimizer, layers, parameters, share (of the base, in %)
+    note        text: one sentence for the person
+    problem     picture, text: a picture that was left out, and why
+    resume      step: everything recorded after that step is superseded
+    step        step, loss, lr, text_lr, grad_norm, pictures_per_s, seconds_left (in this process, from its own pace)
+    preview     step, paths (relative to the folder)
+    checkpoint  step, path
+    stop        step, reason: the run ended early
+    end         step, path, seconds
+
+Writing belongs to `run.Run.emit`. No torch here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_lora.errors import RunError
+
+Event = Mapping[str, Any]
+Progress = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The `Progress` of a run that nobody watches."""
+
+
+def read_events(folder: Path, *, current: bool = True) -> list[dict[str, Any]]:
+    """All events of a run folder in the order written; none if it has not started.
+
+    With `current` the story reads as if the run had never been interrupted: what was recorded after the step of a
+    checkpoint that was later resumed is left out (it happened again). A line torn by a crash is not an event.
+
+    Raises RunError if there is no such folder.
+    """
+    path = folder / "events.jsonl"
+    if not folder.is_dir():
+        raise RunError(f"there is no run folder {folder}")
+    events: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # torn by a crash: the writer that came after it began a new line
+        if current and event["kind"] == "resume":
+            events = [earlier for earlier in events if earlier.get("step", 0) <= event["step"]]
+        events.append(event)
+    return events

@@ -1,0 +1,159 @@
+"""A run is a folder: the only channel between the process that works and those that watch.
+
+    config.toml     the complete configuration; config.1.toml, ... are older ones, kept when a run is extended
+    events.jsonl    facts, one a line (see `events`)
+    log.txt         the same story for people
+    checkpoints/    states from which the run goes on exactly
+    previews/       pictures drawn on the way
+    adapter.safetensors
+
+This module knows the folder, not what the run computes. No torch here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusion_lora.config import TrainConfig, load_train_config, setting_differences, to_toml
+from diffusion_lora.errors import OutputError, RunError
+
+# What may change when a run goes on: its length, its place and its by-products. Anything else would make the first half
+# of the run a different run from the second.
+_FREE_TO_CHANGE = ("train.steps", "train.device", "train.threads", "checkpoint.", "preview.", "output.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder with its configuration. One process at a time writes to it."""
+
+    folder: Path
+    config: TrainConfig
+
+    @classmethod
+    def create(cls, folder: Path, config: TrainConfig) -> Run:
+        """Start a new run in an empty or new folder.
+
+        Raises RunError if the folder holds anything, OutputError if it cannot be made or written.
+        """
+        folder = Path(folder).absolute()
+        _make_folder(folder)
+        if any(folder.iterdir()):
+            raise RunError(f"{folder} is not empty: add --resume to go on with the run in it, or name another folder")
+        for name in ("checkpoints", "previews"):
+            _make_folder(folder / name)
+        write_atomically(folder / "config.toml", to_toml(config).encode())
+        return cls(folder, config)
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """The run in a folder, with the configuration it was started with. Raises RunError if there is none."""
+        folder = Path(folder).absolute()
+        if not (folder / "config.toml").is_file():
+            raise RunError(f"{folder} is not a run folder: it has no config.toml")
+        return cls(folder, load_train_config(folder / "config.toml"))
+
+    @classmethod
+    def resume(cls, folder: Path, config: TrainConfig) -> Run:
+        """The run in a folder, to go on with this configuration; a new one if the folder is empty or missing.
+
+        The length, the device, checkpoints, previews and the output's name may differ from what the run was started
+        with (the older file is kept as config.N.toml); anything else raises RunError.
+        """
+        folder = Path(folder).absolute()
+        if not (folder / "config.toml").is_file():
+            return cls.create(folder, config)
+        run = cls.open(folder)
+        differences = setting_differences(run.config, config)
+        for key, (old, new) in differences.items():
+            if not key.startswith(_FREE_TO_CHANGE):
+                raise RunError(
+                    f"{folder} was started with {key} = {old!r}, not {new!r}: "
+                    "go on with the settings it has, or start a new run in another folder"
+                )
+        if differences:
+            number = 1 + sum(1 for _ in folder.glob("config.*.toml"))
+            write_atomically(folder / f"config.{number}.toml", (folder / "config.toml").read_bytes())
+            write_atomically(folder / "config.toml", to_toml(config).encode())
+        return cls(folder, config)
+
+    @property
+    def adapter_path(self) -> Path:
+        return self.folder / "adapter.safetensors"
+
+    def emit(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """Append one event and return it. Values must be JSON; a number that is not finite is given as text."""
+        event = {"time": round(time.time(), 3), "kind": kind, **fields}
+        self._append("events.jsonl", json.dumps(event, ensure_ascii=False, allow_nan=False))
+        return event
+
+    def log(self, text: str) -> None:
+        """Append one line, with the time, to log.txt."""
+        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}")
+
+    def _append(self, name: str, line: str) -> None:
+        path = self.folder / name
+        try:
+            # One write in append mode: a reader never sees half of it, and lines never mix. A torn line left by a
+            # crash or a full disk is closed first.
+            with path.open("ab+", buffering=0) as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(0, end - 1))
+                torn = file.read(1) not in (b"", b"\n")
+                data = (b"\n" if torn else b"") + line.encode() + b"\n"
+                if file.write(data) != len(data):
+                    raise OSError(f"only a part of the line was written to {path}")
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a whole file or leave the old one: temporary name in the same folder, synced to disk, renamed; mode 0644.
+
+    Raises OutputError (a full disk, no permission); the temporary file is gone and an earlier `path` is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """The sentence for a file or folder that could not be written."""
+    return OutputError(f"cannot write {path}: {error.strerror or error}; free some space or choose another place")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut. Windows cannot open folders and needs no such call."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        in_the_way = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
+        if in_the_way is not None:
+            raise OutputError(
+                f"cannot make the folder {folder}: {in_the_way} is a file; choose another place"
+            ) from None
+        raise cannot_write(folder, error) from error
