@@ -1,0 +1,1 @@
+"""Spokes around the canonical layer keys: one module a file format, key logic only, no torch."""

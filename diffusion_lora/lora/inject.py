@@ -1,0 +1,129 @@
+"""Choosing the layers a LoRA is trained on: presets and regular expressions over the model's own dotted paths.
+
+A component is a part of the model that adapters touch: "unet" and "te" (its text encoder; SDXL: "te1", "te2"). The key
+of a layer is its component and its path with underscores for dots, `unet.mid_block_attentions_0_proj_in`: dotted to
+flat is unique, flat to dotted is not, so the flat form is the one everything agrees on. Wrapping and freezing is the
+bank's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from diffusion_lora.errors import ConfigError
+
+_ATTENTION = (r"\.attn[12]\.to_(q|k|v|out\.0)$",)
+PRESETS: Mapping[str, tuple[str, ...]] = {
+    "attention": _ATTENTION,
+    "qv": (r"\.attn[12]\.to_[qv]$",),
+    "wide": (
+        *_ATTENTION,
+        r"\.ff\.net\.(0\.proj|2)$",
+        r"\.proj_(in|out)$",
+        r"\.resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)$",
+        r"\.(down|up)samplers\.\d+\.conv$",
+        r"^time_embedding\.linear_[12]$",
+    ),
+}
+"""Named targets in the UNet, as patterns searched for in a layer's dotted path."""
+
+TEXT_PRESETS: Mapping[str, tuple[str, ...]] = {
+    "attention": (r"\.self_attn\.(q|k|v|out)_proj$",),
+    "none": (),
+}
+"""Named targets in the text encoder. All four projections or none: other programs recognise a text encoder's LoRA by
+`out_proj`."""
+
+
+class Site(NamedTuple):
+    """Where a layer lives: `path` is its dotted name inside the component."""
+
+    component: str
+    path: str
+    module: nn.Module
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's weight, ``[out, in(, k, k)]``."""
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+
+def find_sites(components: Mapping[str, nn.Module]) -> dict[str, Site]:
+    """Every layer that can carry an adapter, by key, in the model's own order."""
+    return {
+        layer_key(component, path): Site(component, path, module)
+        for component, root in components.items()
+        for path, module in root.named_modules()
+        if isinstance(module, nn.Linear)
+        or (isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros")
+    }
+
+
+def layer_key(component: str, path: str) -> str:
+    """`unet`, `mid_block.attentions.0.proj_in` -> `unet.mid_block_attentions_0_proj_in`.
+
+    Some versions of transformers nest the CLIP text encoder in a `text_model` and some do not: the key leaves it out.
+    """
+    return f"{component}.{path.removeprefix('text_model.').replace('.', '_')}"
+
+
+def select_layers(
+    components: Mapping[str, nn.Module],
+    targets: str | Sequence[str] = "attention",
+    text_targets: str = "attention",
+) -> dict[str, Site]:
+    """The layers to train: `targets` in the UNet, `text_targets` in the text encoder.
+
+    `targets` is a preset's name or a list of regular expressions, each searched for in the dotted paths of the UNet's
+    linear and convolution layers. ConfigError when a name is unknown, or an expression is broken or matches nothing.
+    """
+    return select_sites(find_sites(components), targets, text_targets)
+
+
+def select_sites(sites: Mapping[str, Site], targets: str | Sequence[str], text_targets: str) -> dict[str, Site]:
+    """`select_layers` for sites already found."""
+    unet = [site for site in sites.values() if site.component == "unet"]
+    if isinstance(targets, str):
+        if targets not in PRESETS:
+            raise ConfigError(f'lora.targets = "{targets}" is unknown: use {_quoted(PRESETS)}, or a list of patterns')
+        patterns: Sequence[str] = PRESETS[targets]
+        if not any(_matches(patterns, site) for site in unet):
+            raise ConfigError(f'lora.targets = "{targets}" matches no layer of this base: give a list of patterns')
+    else:
+        patterns = targets
+        _check_patterns(patterns, unet)
+    if text_targets not in TEXT_PRESETS:
+        raise ConfigError(f'lora.text_targets = "{text_targets}" is unknown: use {_quoted(TEXT_PRESETS)}')
+    text_patterns = TEXT_PRESETS[text_targets]
+    return {
+        key: site
+        for key, site in sites.items()
+        if _matches(patterns if site.component == "unet" else text_patterns, site)
+    }
+
+
+def _matches(patterns: Iterable[str], site: Site) -> bool:
+    return any(re.search(pattern, site.path) for pattern in patterns)
+
+
+def _check_patterns(patterns: Sequence[str], sites: Sequence[Site]) -> None:
+    if not patterns:
+        raise ConfigError(f"lora.targets is an empty list: use {_quoted(PRESETS)}, or a list of patterns")
+    for pattern in patterns:
+        try:
+            found = any(re.search(pattern, site.path) for site in sites)
+        except re.error as error:
+            raise ConfigError(f'lora.targets: "{pattern}" is not a regular expression: {error}') from None
+        if not found:
+            example = sites[len(sites) // 2].path if sites else "nothing"
+            raise ConfigError(f'lora.targets: "{pattern}" matches no layer of this base, whose layers read "{example}"')
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
