@@ -1,0 +1,117 @@
+"""The metadata of a trained adapter: what other programs read in the header, from the configuration and a few facts.
+
+Two vocabularies: kohya's `ss_*`, by which web UIs tell the model family, show tags and find alias and settings, and
+modelspec 1.0.1 (https://github.com/Stability-AI/ModelSpec). All values are strings. The hashes over the tensors are
+`adapter.write_adapter`'s; nothing is read from disk here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from diffusion_lora.config import TrainConfig
+from diffusion_lora.layouts.layout import Layout
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What a training knows beyond its configuration.
+
+    `base_hash` is the SHA-256 of the base's weights, "" if unknown; `captions` has one entry a picture; `optimizer` is
+    what really ran; times are unix seconds; `prediction_type` is the scheduler's ("epsilon", "v_prediction").
+    """
+
+    layout: Layout
+    base_name: str
+    base_hash: str
+    prediction_type: str
+    optimizer: str
+    size_px: int
+    captions: Sequence[str]
+    steps: int
+    started_at: float
+    finished_at: float
+
+
+def training_metadata(config: TrainConfig, facts: TrainingFacts) -> dict[str, str]:
+    """The header's metadata of the adapter that this run made; a pure function of its arguments."""
+    return _kohya(config, facts) | _modelspec(config, facts)
+
+
+def tag_frequency(captions: Sequence[str]) -> dict[str, int]:
+    """How many captions hold each comma-separated tag, lower-cased as kohya does, the commonest first."""
+    counts = Counter(tag for caption in captions for part in caption.split(",") if (tag := part.strip().lower()))
+    return dict(counts.most_common())
+
+
+def _kohya(config: TrainConfig, facts: TrainingFacts) -> dict[str, str]:
+    pictures = len(facts.captions)
+    pictures_per_step = config.train.batch_size * config.train.accumulation
+    steps_per_epoch = max(1, -(-pictures // pictures_per_step))
+    folder = Path(config.dataset.path).name
+    wide = {"conv_dim": str(config.lora.rank), "conv_alpha": str(config.lora.alpha)}
+    values = {
+        # always kept, whatever else is left out
+        "ss_v2": facts.layout.kohya_v2,
+        "ss_base_model_version": facts.layout.kohya_base,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": config.lora.rank,
+        "ss_network_alpha": config.lora.alpha,
+        "ss_network_args": json.dumps(wide if config.lora.targets == "wide" else {}),
+        # identity
+        "ss_output_name": config.output.name,
+        "ss_training_comment": config.output.comment,
+        "ss_training_started_at": facts.started_at,
+        "ss_training_finished_at": facts.finished_at,
+        "ss_sd_model_name": facts.base_name,
+        "ss_new_sd_model_hash": facts.base_hash or None,
+        "ss_clip_skip": None,
+        # rates and course
+        "ss_learning_rate": config.optimizer.lr,
+        "ss_unet_lr": config.optimizer.lr,
+        "ss_text_encoder_lr": config.optimizer.text_lr,
+        "ss_optimizer": facts.optimizer,
+        "ss_lr_scheduler": config.optimizer.schedule,
+        "ss_lr_warmup_steps": config.optimizer.warmup_steps,
+        "ss_max_grad_norm": config.optimizer.max_grad_norm,
+        "ss_min_snr_gamma": config.loss.min_snr_gamma,
+        "ss_mixed_precision": "no" if config.train.precision == "fp32" else config.train.precision,
+        "ss_seed": config.train.seed,
+        "ss_steps": facts.steps,
+        "ss_max_train_steps": config.train.steps,
+        "ss_epoch": -(-facts.steps // steps_per_epoch),
+        "ss_num_epochs": -(-config.train.steps // steps_per_epoch),
+        "ss_num_batches_per_epoch": steps_per_epoch,
+        "ss_batch_size_per_device": config.train.batch_size,
+        "ss_total_batch_size": pictures_per_step,
+        "ss_gradient_accumulation_steps": config.train.accumulation,
+        # data
+        "ss_num_train_images": pictures,
+        "ss_resolution": (facts.size_px, facts.size_px),
+        "ss_dataset_dirs": json.dumps({folder: {"n_repeats": 1, "img_count": pictures}}),
+        "ss_tag_frequency": json.dumps({folder: tag_frequency(facts.captions)}),
+        "ss_bucket_info": json.dumps({"buckets": {"0": {"resolution": [facts.size_px] * 2, "count": pictures}}}),
+        "ss_caption_dropout_rate": config.dataset.caption_dropout,
+        "ss_flip_aug": config.dataset.flip,
+    }
+    return {key: str(value) for key, value in values.items()}
+
+
+def _modelspec(config: TrainConfig, facts: TrainingFacts) -> dict[str, str]:
+    values = {
+        "sai_model_spec": "1.0.1",
+        "architecture": facts.layout.modelspec + "/lora",
+        "implementation": "diffusers",
+        "title": config.output.name,
+        "resolution": f"{facts.size_px}x{facts.size_px}",
+        "date": datetime.fromtimestamp(facts.finished_at, UTC).isoformat(timespec="seconds"),
+        "prediction_type": "v" if facts.prediction_type == "v_prediction" else facts.prediction_type,
+        "description": config.output.comment,
+        "trigger_phrase": config.output.trigger_word,
+    }
+    return {f"modelspec.{key}": value for key, value in values.items() if value}
