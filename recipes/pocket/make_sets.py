@@ -19,7 +19,7 @@ STYLE, CHARACTER = "blueprint", "zib"
 """What the shipped sets show."""
 SHOWN_KINDS = OBJECTS[0::3] + OBJECTS[1::3]
 """The kinds in a style set; every third kind is left out."""
-_STYLE_PHRASINGS = (0, 1, 2, 4, 5, 7)
+STYLE_PHRASINGS = (0, 1, 2, 4, 5, 7)
 """The phrasings that say "blueprint style": the trigger is always those two words together."""
 
 
@@ -56,7 +56,7 @@ def write_style_set(folder: Path, style: str) -> None:
     """24 pictures with captions that name the style."""
     rng = random.Random("style captions")
     captions = [
-        caption(scene, rng, style_word=style, phrasing=_STYLE_PHRASINGS[index % len(_STYLE_PHRASINGS)])
+        caption(scene, rng, style_word=style, phrasing=STYLE_PHRASINGS[index % len(STYLE_PHRASINGS)])
         for index, scene in enumerate(style_scenes(style))
     ]
     _write(folder, style_scenes(style), captions)

@@ -94,7 +94,8 @@ class JudgeNet(nn.Module):
         self.trunk = nn.Sequential(_conv(fine, middle, 2), _Residual(middle), _conv(middle, coarse, 2))
         self.deep = _Residual(coarse)
         self.object_map = nn.Conv2d(coarse, len(labels.objects), 1)
-        self.colour_map = nn.Conv2d(coarse, len(labels.colours) + 1, 1)
+        nn.init.constant_(self.object_map.bias, -3.0)  # type: ignore[arg-type]  # most kinds are absent
+        self.colour_map = nn.Conv2d(fine + coarse, len(labels.colours) + 1, 1)
         pooled = self.features
         self.background = nn.Linear(pooled, len(labels.backgrounds) + 1)
         self.style = nn.Linear(pooled, len(labels.styles) + 1)
@@ -111,7 +112,8 @@ class JudgeNet(nn.Module):
         # Half pictures have half the places: pooling by mean and maximum alone keeps the heads' scale the same.
         features = torch.cat([fine.mean((2, 3)), deep.mean((2, 3)), deep.amax((2, 3))], 1).float()
         seen = self.object_map(deep).flatten(2).float()  # [B, O, places]
-        colour = self.colour_map(deep).flatten(2).float()  # [B, C+1, places]
+        tones = torch.cat([nn.functional.adaptive_avg_pool2d(fine, deep.shape[-2:]), deep], 1)
+        colour = self.colour_map(tones).flatten(2).float()  # [B, C+1, places]
         where = seen.softmax(-1)
         return Readings(
             objects=(where * seen).sum(-1),
@@ -187,12 +189,14 @@ class Opinion:
 
 def as_batch(pictures: Sequence[Image.Image] | np.ndarray, part: Part = "all") -> Tensor:
     """PIL pictures of any size, or uint8 [N, H, W, 3], as [N, 3, h, w] in [-1, 1]: 128 px, then the part asked for."""
-    if isinstance(pictures, np.ndarray):
-        pictures = [Image.fromarray(picture) for picture in pictures]
     size = (PICTURE_PX, PICTURE_PX)
-    resized = [p if p.size == size else p.resize(size, Image.Resampling.LANCZOS) for p in pictures]
-    x_NHWC = np.stack([np.asarray(picture.convert("RGB")) for picture in resized])
-    x_NCHW = torch.from_numpy(x_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
+    if isinstance(pictures, np.ndarray) and pictures.shape[1:3] == size:
+        x_NHWC = pictures
+    else:
+        opened = [Image.fromarray(p) if isinstance(p, np.ndarray) else p for p in pictures]
+        resized = [p if p.size == size else p.resize(size, Image.Resampling.LANCZOS) for p in opened]
+        x_NHWC = np.stack([np.asarray(picture.convert("RGB")) for picture in resized])
+    x_NCHW = torch.from_numpy(np.array(x_NHWC)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return take_part(x_NCHW, part)
 
 

@@ -1,7 +1,7 @@
 """The committed prompts of the judged acceptance, with their labels.
 
 `python -m recipes.pocket.judge.prompts` writes tests/judge/prompts.json anew: fixed seed, balanced over kinds,
-colours, backgrounds and phrasings. Two lists:
+colours, backgrounds and phrasings; `scene` is what the prompt describes, ready to be drawn. Two lists:
 
     base   512 prompts: 320 of one object, 96 of one object in a (kind, colour) pair the base has never met, 96 of two
     lora   32 prompts outside the sample sets: no (kind, colour) pair of theirs, and a third are of other kinds.
@@ -14,9 +14,12 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+from recipes.pocket import world
+from recipes.pocket.make_sets import SHOWN_KINDS, STYLE, STYLE_PHRASINGS, style_scenes
 
 FILE = Path(__file__).resolve().parents[3] / "tests" / "judge" / "prompts.json"
 SEED = 512
@@ -25,15 +28,20 @@ Kind = Literal["single", "held", "two"]
 
 @dataclass(frozen=True)
 class BasePrompt:
-    """A prompt for the base, and what its picture must show."""
+    """A prompt for the base and the scene it was written for; `seed` is that of the picture to judge."""
 
     prompt: str
     kind: Kind
-    style: str
-    background: str
-    objects: tuple[str, ...]
-    colours: tuple[str, ...]
     seed: int
+    scene: world.Scene
+
+    @property
+    def objects(self) -> list[str]:
+        return [thing.kind for thing in self.scene.things]
+
+    @property
+    def colours(self) -> list[str]:
+        return [str(thing.colour) for thing in self.scene.things]
 
 
 @dataclass(frozen=True)
@@ -57,8 +65,12 @@ class LoraPrompt:
 
 def read_base() -> list[BasePrompt]:
     """The 512 prompts, in an order of which every beginning is balanced."""
-    entries = json.loads(FILE.read_text())["base"]
-    return [BasePrompt(**{**e, "objects": tuple(e["objects"]), "colours": tuple(e["colours"])}) for e in entries]
+    prompts = []
+    for entry in json.loads(FILE.read_text())["base"]:
+        scene = entry.pop("scene")
+        things = tuple(world.Thing(**thing) for thing in scene.pop("things"))
+        prompts.append(BasePrompt(**entry, scene=world.Scene(**scene, things=things)))
+    return prompts
 
 
 def read_lora() -> list[LoraPrompt]:
@@ -68,74 +80,59 @@ def read_lora() -> list[LoraPrompt]:
 
 def base_prompts() -> list[BasePrompt]:
     """Made anew from the drawn world."""
-    from recipes.pocket.world import BACKGROUNDS, COLOURS, HELD_PAIRS, OBJECTS, PHRASINGS, STYLES, Scene, caption
-
     rng = random.Random(SEED)
-    seen = {kind: [c for c in COLOURS if (kind, c) not in HELD_PAIRS] for kind in OBJECTS}
-    kinds = _cycled(OBJECTS, 320, rng)
-    singles = _coloured(kinds, seen, rng)
-    held = [pair for _ in range(4) for pair in rng.sample(HELD_PAIRS, len(HELD_PAIRS))]
-    firsts, seconds = _coloured(_cycled(OBJECTS, 96, rng), seen, rng), []
+    seen = {kind: [c for c in world.COLOURS if (kind, c) not in world.HELD_PAIRS] for kind in world.OBJECTS}
+    firsts = _coloured(_cycled(world.OBJECTS, 96, rng), seen, rng)
+    seconds = []
     for first in firsts:
         second = first
         while second[0] == first[0] or second[1] == first[1]:
-            kind = rng.choice(OBJECTS)
+            kind = rng.choice(world.OBJECTS)
             second = (kind, rng.choice(seen[kind]))
         seconds.append(second)
-
-    prompts: list[BasePrompt] = []
-    plans: tuple[tuple[Kind, list[list[tuple[str, str]]]], ...] = (
-        ("single", [[pair] for pair in singles]),
-        ("held", [[pair] for pair in held]),
-        ("two", [list(both) for both in zip(firsts, seconds, strict=True)]),
-    )
-    for kind, plan in plans:
-        backgrounds = _cycled(BACKGROUNDS, len(plan), rng)
-        phrasings = _cycled([str(i) for i in range(len(PHRASINGS))], len(plan), rng)
-        # One single prompt in four asks for one of the base's other styles by name.
-        styles = _cycled(STYLES[1:], len(plan), rng)
+    plans: dict[Kind, list[list[tuple[str, str]]]] = {
+        "single": [[pair] for pair in _coloured(_cycled(world.OBJECTS, 320, rng), seen, rng)],
+        "held": [[pair] for _ in range(4) for pair in rng.sample(world.HELD_PAIRS, len(world.HELD_PAIRS))],
+        "two": [list(both) for both in zip(firsts, seconds, strict=True)],
+    }
+    placed: list[tuple[float, BasePrompt]] = []
+    for kind, plan in plans.items():
+        backgrounds = _cycled(world.BACKGROUNDS, len(plan), rng)
+        phrasings = _cycled([str(i) for i in range(len(world.PHRASINGS))], len(plan), rng)
+        styles = _cycled(world.STYLES[1:], len(plan), rng)
         for index, pairs in enumerate(plan):
-            style = styles[index] if kind == "single" and index % 4 == 3 else STYLES[0]
-            scene = Scene(backgrounds[index], _things(pairs, rng), style)
-            text = caption(scene, rng, phrasing=int(phrasings[index]))
-            names, colours = zip(*pairs, strict=True)
-            prompts.append(BasePrompt(text, kind, style, scene.background, names, colours, 0))
-    # Mixed so that every beginning of the list holds the three kinds in their proportion.
-    sizes = {kind: len(plan) for kind, plan in plans}
-    numbered: dict[str, int] = dict.fromkeys(sizes, 0)
-
-    def place(prompt: BasePrompt) -> float:
-        numbered[prompt.kind] += 1
-        return (numbered[prompt.kind] - 0.5) / sizes[prompt.kind]
-
-    placed = sorted(((place(prompt), prompt) for prompt in prompts), key=lambda pair: pair[0])
-    return [BasePrompt(**{**asdict(prompt), "seed": 10_000 + i}) for i, (_, prompt) in enumerate(placed)]
+            # One single prompt in four asks for one of the base's other styles by name.
+            style = styles[index // 4] if kind == "single" and index % 4 == 3 else world.STYLES[0]
+            scene = _scene(pairs, backgrounds[index], style, rng)
+            text = world.caption(scene, rng, phrasing=int(phrasings[index]))
+            # Sorted by this place, every beginning of the list holds the three kinds in their proportion.
+            placed.append(((index + 0.5) / len(plan), BasePrompt(text, kind, 0, scene)))
+    placed.sort(key=lambda pair: pair[0])
+    return [replace(prompt, seed=10_000 + number) for number, (_, prompt) in enumerate(placed)]
 
 
 def lora_prompts() -> list[LoraPrompt]:
     """Made anew from the drawn world and the sample sets."""
-    from recipes.pocket.make_sets import SHOWN_KINDS, STYLE, style_scenes
-    from recipes.pocket.world import BACKGROUNDS, COLOURS, HELD_PAIRS, OBJECTS, Scene, Thing, caption
-
     rng = random.Random(SEED + 1)
     shown = {(thing.kind, thing.colour) for scene in style_scenes(STYLE) for thing in scene.things}
-    allowed = {kind: [c for c in COLOURS if (kind, c) not in HELD_PAIRS and (kind, c) not in shown] for kind in OBJECTS}
-    new_kinds = [kind for kind in OBJECTS if kind not in SHOWN_KINDS]
-    kinds = [k for pair in zip(_cycled(new_kinds, 11, rng), _cycled(SHOWN_KINDS, 11, rng), strict=True) for k in pair]
-    kinds += _cycled([kind for kind in SHOWN_KINDS if kind not in kinds], 10, rng)
-    pairs = _coloured(kinds, allowed, rng)
+    taken = {*world.HELD_PAIRS, *shown}
+    allowed = {kind: [c for c in world.COLOURS if (kind, c) not in taken] for kind in world.OBJECTS}
+    new = _cycled([kind for kind in world.OBJECTS if kind not in SHOWN_KINDS], 11, rng)
+    old = _cycled(SHOWN_KINDS, 21, rng)
+    kinds = [kind for pair in zip(new, old[:11], strict=True) for kind in pair] + old[11:]
+    backgrounds = _cycled(world.BACKGROUNDS, 32, rng)
     prompts = []
-    for index, (pair, background) in enumerate(zip(pairs, _cycled(BACKGROUNDS, 32, rng), strict=True)):
-        phrasing = (0, 1, 2, 4, 5, 7)[index % 6]  # those that say "@style style", as the sets do
-        scene = Scene(background, _things([pair], rng))
-        hero = Scene(background, (Thing("@character", None, scene.things[0].size, 0.5, 0.51),))
+    for index, pair in enumerate(_coloured(kinds, allowed, rng)):
+        phrasing = STYLE_PHRASINGS[index % len(STYLE_PHRASINGS)]
+        scene = _scene([pair], backgrounds[index], world.STYLES[0], rng)
+        hero = replace(scene, things=(replace(scene.things[0], kind="@character", colour=None),))
         prompts.append(
             LoraPrompt(
-                style=caption(scene, rng, style_word="@style", phrasing=phrasing),
-                character=caption(hero, rng, phrasing=phrasing),
-                both=caption(hero, rng, style_word="@style", phrasing=phrasing),
-                ordinary=caption(scene, rng, phrasing=phrasing),
-                background=background,
+                style=world.caption(scene, rng, style_word="@style", phrasing=phrasing),
+                character=world.caption(hero, rng, phrasing=phrasing),
+                both=world.caption(hero, rng, style_word="@style", phrasing=phrasing),
+                ordinary=world.caption(scene, rng, phrasing=phrasing),
+                background=scene.background,
                 object=pair[0],
                 colour=pair[1],
                 seed=20_000 + index,
@@ -163,13 +160,12 @@ def _cycled(values: Sequence[str], count: int, rng: random.Random) -> list[str]:
     return out[:count]
 
 
-def _things(pairs: Sequence[tuple[str, str]], rng: random.Random) -> tuple:
-    """One thing in the middle, or two side by side."""
-    from recipes.pocket.world import Thing
-
-    if len(pairs) == 1:
-        return (Thing(*pairs[0], rng.choice(("medium", "medium", "big", "small")), 0.5, 0.51),)
-    return tuple(Thing(*pair, "small", 0.5 + side * 0.265, 0.53) for side, pair in zip((-1, 1), pairs, strict=True))
+def _scene(pairs: Sequence[tuple[str, str]], background: str, style: str, rng: random.Random) -> world.Scene:
+    """A scene composed as the drawn world composes them, with these things in it."""
+    scene = world.sample_scene(rng, count=len(pairs))
+    things = [replace(thing, kind=kind, colour=c) for thing, (kind, c) in zip(scene.things, pairs, strict=True)]
+    rounded = tuple(replace(thing, x=round(thing.x, 3), y=round(thing.y, 3)) for thing in things)
+    return replace(scene, background=background, things=rounded, style=style)
 
 
 def main() -> None:

@@ -87,11 +87,17 @@ def _joined(first: Answers, second: Answers) -> Answers:
 
 
 def loss_of(readings: Readings, answers: Answers) -> Tensor:
-    """Cross-entropy summed over the heads; where no answer is expected nothing is asked."""
+    """Cross-entropy summed over the heads; where no answer is expected nothing is asked.
+
+    Objects are asked twice: is each kind there (the answer that is used), and, kinds against each other, which one it
+    is; the second question alone teaches the kinds apart from the first minutes on.
+    """
     truth = torch.from_numpy(answers.objects).float()
-    asked = truth != IGNORE
-    objects = F.binary_cross_entropy_with_logits(readings.objects, truth.clamp(min=0), reduction="none")
-    loss = (objects * asked).sum() / len(truth)
+    there = truth.clamp(min=0)
+    objects = F.binary_cross_entropy_with_logits(readings.objects, there, reduction="none")
+    loss = (objects * (truth != IGNORE)).sum() / len(truth)
+    which = F.log_softmax(readings.objects.masked_fill(truth == IGNORE, -1e4), -1)
+    loss = loss - (which * there).sum() / there.sum().clamp(min=1)
     for logits, target in (
         (readings.colours.flatten(0, 1), answers.colours.reshape(-1)),
         (readings.backgrounds, answers.backgrounds),
