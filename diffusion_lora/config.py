@@ -26,6 +26,7 @@ from diffusion_lora.errors import ConfigError
 __all__ = [
     "TrainConfig",
     "allowed_values",
+    "find_config",
     "load_train_config",
     "parse_train_config",
     "resolve_path",
@@ -205,6 +206,8 @@ def parse_train_config(
         config = TrainConfig.model_validate(_tuples(tree))
     except ValidationError as error:
         raise ConfigError(_sentence(error, tree, source, origins)) from None
+    if config.optimizer.lr == 0 and (config.optimizer.text_lr == 0 or config.lora.text_targets == "none"):
+        raise ConfigError(f"{source}: optimizer.lr and optimizer.text_lr leave nothing to train: set one above 0")
     dataset_path = resolve_path(config.dataset.path, beside)
     base = config.model.base if config.model.base == "pocket" else resolve_path(config.model.base, beside)
     return config.model_copy(
@@ -224,6 +227,15 @@ def resolve_path(path: str, beside: Path | None) -> Path | None:
     return next(((root / given).resolve() for root in roots if (root / given).exists()), None)
 
 
+def find_config(name: str) -> Path:
+    """The file of this name, or else the shipped config of this name, such as `pocket-style`.
+
+    Raises ConfigError naming the shipped ones.
+    """
+    path = Path(name).expanduser()
+    return path if path.exists() else shipped("configs", path.name if path.parent.name == "configs" else name)
+
+
 def shipped(kind: Literal["configs", "datasets"], name: str) -> Path:
     """A config (with or without .toml) or sample set that comes with the package, from a checkout or a wheel.
 
@@ -234,7 +246,7 @@ def shipped(kind: Literal["configs", "datasets"], name: str) -> Path:
         if candidate.exists():
             return candidate
     there = sorted(entry.stem for entry in folder.glob("*")) if folder.is_dir() else []
-    raise ConfigError(f"there is no shipped {kind[:-1]} {name!r}; there are: {', '.join(there) or 'none'}")
+    raise ConfigError(f"there is no {kind[:-1]} {name!r}, neither a path nor shipped ({', '.join(there) or 'none'})")
 
 
 def _shipped_root() -> Path:

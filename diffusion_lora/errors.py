@@ -6,7 +6,7 @@
     ├── AdapterFileError       a LoRA file that cannot be read or belongs to another model family
     ├── BaseModelError         the base model: unknown name, incomplete folder, no network
     ├── RunError               a run folder, its checkpoints, a training that cannot go on
-    │   └── InterruptedRunError Ctrl-C or SIGTERM: everything is saved, the sentence says how to go on
+    │   └── RunInterrupted      Ctrl-C or SIGTERM: everything is saved, the sentence says how to go on
     ├── OutputError            a place that cannot be written: below a file, no permission, disk full
     ├── PromptError            a prompt or a request for a picture
     └── DeviceError            a device that is not there, or lacks what was asked of it
@@ -40,7 +40,7 @@ class RunError(UserError):
     """A run folder or a run in a state from which it cannot go on."""
 
 
-class InterruptedRunError(RunError):
+class RunInterrupted(RunError):  # noqa: N818 -- an end that was asked for is no error
     """The run was asked to stop; its state is saved and the sentence names the command that goes on."""
 
 
