@@ -1,0 +1,71 @@
+"""Everything a training step draws at random: a function of (seed, step), whatever happened before.
+
+All draws are made on the CPU, so that a run is the same on every device up to rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion_lora.config import TrainConfig
+from diffusion_lora.data.batches import select
+from diffusion_lora.data.cache import LatentCache
+from diffusion_lora.diffusion.objective import stratified_timesteps
+
+_STEP, _PREVIEW = 3, 4  # streams of numbers, apart from those of `data.batches`
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """One forward pass: pictures by name, their captions (empty where dropped), latents, noise and timesteps."""
+
+    names: tuple[str, ...]
+    captions: tuple[str, ...]
+    x0_BCHW: Tensor  # noqa: N815
+    noise_BCHW: Tensor  # noqa: N815
+    timesteps_B: Tensor  # noqa: N815
+
+
+def draw_step(step: int, cache: LatentCache, config: TrainConfig, timesteps: int) -> list[Draw]:
+    """The forward passes of step 0, 1, ...: `train.accumulation` of `train.batch_size` pictures each."""
+    size = config.train.batch_size
+    count = size * config.train.accumulation
+    chosen = select(
+        step,
+        pictures=len(cache.items),
+        count=count,
+        seed=config.train.seed,
+        flip=config.dataset.flip,
+        caption_dropout=config.dataset.caption_dropout,
+    )
+    generator = seeded(_STEP, config.train.seed, step)
+    x0_BCHW = cache.sample(chosen.indices, chosen.mirrored, generator)
+    noise_BCHW = torch.randn(x0_BCHW.shape, generator=generator)
+    timesteps_B = stratified_timesteps(count, timesteps, generator)
+    items = [cache.items[index] for index in chosen.indices]
+    captions = ["" if bare else item.caption for item, bare in zip(items, chosen.uncaptioned, strict=True)]
+    return [
+        Draw(
+            tuple(item.name for item in items[part]),
+            tuple(captions[part]),
+            x0_BCHW[part],
+            noise_BCHW[part],
+            timesteps_B[part],
+        )
+        for part in (slice(start, start + size) for start in range(0, count, size))
+    ]
+
+
+def preview_noise(shape_CHW: tuple[int, int, int], seed: int) -> Tensor:
+    """The noise one preview picture starts from, [C, H, W]."""
+    return torch.randn(shape_CHW, generator=seeded(_PREVIEW, seed, 0))
+
+
+def seeded(stream: int, seed: int, step: int) -> torch.Generator:
+    """A generator of its own for every (stream, seed, step), unrelated to its neighbours."""
+    words = np.random.SeedSequence((stream, seed, step)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0]))

@@ -1,0 +1,48 @@
+"""Pictures drawn on the way, with the adapter as it is: the same noise every time, so that only learning shows.
+
+Drawing touches no random state that training uses: a run with previews learns the same numbers as one without.
+"""
+
+from __future__ import annotations
+
+import io
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffusion_lora.config import PreviewTable
+from diffusion_lora.diffusion.sampler import ddim
+from diffusion_lora.families.family import Conditioning, decode, encode_text, predict
+from diffusion_lora.run import Run, write_atomically
+from diffusion_lora.train.draws import preview_noise
+from diffusion_lora.train.prepare import Prepared
+
+
+@torch.no_grad()
+def draw_previews(run: Run, ready: Prepared, table: PreviewTable, step: int) -> list[str]:
+    """One PNG for each prompt, named `previews/step-N-i.png`; the names are returned, relative to the folder.
+
+    Guidance is classifier-free (Ho & Salimans 2022), against the empty prompt. Raises OutputError.
+    """
+    model, count = ready.model, len(table.prompts)
+    channels, height, width = ready.cache.mean.shape[2:]
+    noise_BCHW = torch.stack([preview_noise((channels, height, width), table.seed + index) for index in range(count)])
+    with ready.arithmetic():
+        cond = Conditioning.cat([encode_text(model, [""] * count), encode_text(model, table.prompts)])
+
+    def guided(x_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        with ready.arithmetic():
+            both = predict(model, torch.cat([x_BCHW, x_BCHW]), torch.cat([timesteps_B, timesteps_B]), cond)
+        plain, prompted = both.float().chunk(2)
+        return plain + table.guidance * (prompted - plain)
+
+    latents = ddim(guided, noise_BCHW.to(model.device), ready.schedule, table.steps)
+    names = []
+    for index, picture_CHW in enumerate(decode(model, latents)):
+        pixels_HWC = (picture_CHW.permute(1, 2, 0) * 255).round().to("cpu", torch.uint8).numpy()
+        buffer = io.BytesIO()
+        Image.fromarray(pixels_HWC).save(buffer, format="PNG")
+        names.append(f"previews/step-{step:06d}-{index}.png")
+        write_atomically(run.folder / names[-1], buffer.getvalue())
+    return names
