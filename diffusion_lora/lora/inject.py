@@ -15,6 +15,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from diffusion_lora.errors import ConfigError
+from diffusion_lora.lora.layer import LoraLayer, can_wrap
 
 _ATTENTION = (r"\.attn[12]\.to_(q|k|v|out\.0)$",)
 PRESETS: Mapping[str, tuple[str, ...]] = {
@@ -55,14 +56,15 @@ class Site(NamedTuple):
 
 
 def find_sites(components: Mapping[str, nn.Module]) -> dict[str, Site]:
-    """Every layer that can carry an adapter, by key, in the model's own order."""
-    return {
-        layer_key(component, path): Site(component, path, module)
-        for component, root in components.items()
-        for path, module in root.named_modules()
-        if isinstance(module, nn.Linear)
-        or (isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros")
-    }
+    """Every layer that can carry an adapter, by key, in the model's own order; of a wrapped layer, the plain one."""
+    sites = {}
+    for component, root in components.items():
+        plain = {id(module.base): path for path, module in root.named_modules() if isinstance(module, LoraLayer)}
+        for path, module in root.named_modules():
+            if can_wrap(module):
+                path = plain.get(id(module), path)
+                sites[layer_key(component, path)] = Site(component, path, module)
+    return sites
 
 
 def layer_key(component: str, path: str) -> str:

@@ -125,13 +125,18 @@ class LoraConv2d(LoraLayer):
         return y
 
 
+def can_wrap(module: nn.Module) -> bool:
+    """Whether a LoRA can sit on this: linear layers and ungrouped, zero-padded convolutions."""
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 and module.padding_mode == "zeros"
+    return isinstance(module, nn.Linear)
+
+
 def wrap(base: nn.Module) -> LoraLayer:
-    """The LoRA twin of a linear layer or an ungrouped convolution; TypeError for anything else."""
-    if isinstance(base, nn.Linear):
-        return LoraLinear(base)
-    if isinstance(base, nn.Conv2d) and base.groups == 1 and base.padding_mode == "zeros":
-        return LoraConv2d(base)
-    raise TypeError(f"a LoRA needs a linear layer or an ungrouped, zero-padded convolution, not {base}")
+    """The LoRA twin of a layer; TypeError when `can_wrap` says no."""
+    if not can_wrap(base):
+        raise TypeError(f"a LoRA needs a linear layer or an ungrouped, zero-padded convolution, not {base}")
+    return LoraLinear(base) if isinstance(base, nn.Linear) else LoraConv2d(base)
 
 
 def lora_reference(
