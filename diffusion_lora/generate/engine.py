@@ -1,0 +1,253 @@
+"""Draw requests with a base model and any mix of adapters: many requests, each with its own mix, in one batch.
+
+    engine = Engine(load_base("pocket"))
+    picture, = engine.draw([Request("a red cat on a sky background", seed=1)])
+
+Row b of a batch is the picture that its request gives alone: noise comes from a CPU generator of its own seed, prompts
+are encoded under their own text encoder mix, and every rank row of every adapter has its own gate for every row of the
+batch (Hu et al. 2021 for the layer; `lora/layer.py` for the gate).
+
+Not here: files of pictures (`picture`), their text (`infotext`), sheets (`grid`), and how a base is loaded.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from inspect import signature
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffusion_lora.errors import DeviceError, PromptError
+from diffusion_lora.families.family import Conditioning, Model, decode, encode_text, predict, tokens
+from diffusion_lora.generate.picture import Picture
+from diffusion_lora.generate.request import Request
+from diffusion_lora.generate.samplers import sampler_named
+from diffusion_lora.generate.shelf import Mix, Shelf
+
+Progress = Callable[[int, int], None]
+"""Called with (model evaluations done, all of them) after each step of each batch."""
+
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Latents in one pass, 64 x 64 being a 512 px picture: 4 of Stable Diffusion 1, 64 of pocket. Decoding takes more room.
+_LATENTS_A_BATCH = 4 * 64 * 64
+_LATENTS_A_DECODE = 64 * 64
+_PROMPTS_A_BATCH = 64
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A request with its place in the list that was asked for."""
+
+    index: int
+    request: Request
+
+
+class Engine:
+    """A base model ready to draw. One thread at a time; the model belongs to the engine while it lives.
+
+    `precision` is what the model computes in: fp32, bf16 or fp16 (by autocast), or auto: that of the model's weights.
+    In fp32 a row of a batch equals the single picture to rounding; half precision is faster where the hardware has it.
+    """
+
+    def __init__(self, model: Model, *, precision: str = "auto") -> None:
+        if precision not in (*_AUTOCAST, "auto"):
+            raise DeviceError(f"the precision {precision!r} is unknown; say auto, {', '.join(_AUTOCAST)}")
+        self.model = model
+        weights = None if model.dtype == torch.float32 else model.dtype
+        self._autocast = weights if precision == "auto" else _AUTOCAST[precision] or weights
+        self._shelf = Shelf(model)
+
+    def draw(
+        self, requests: Sequence[Request], *, progress: Progress | None = None, batch_size: int | None = None
+    ) -> list[Picture]:
+        """The pictures of the requests, in their order. Errors as in `stream`."""
+        pictures = dict(self.stream(requests, progress=progress, batch_size=batch_size))
+        return [pictures[index] for index in range(len(requests))]
+
+    def stream(
+        self, requests: Sequence[Request], *, progress: Progress | None = None, batch_size: int | None = None
+    ) -> Iterator[tuple[int, Picture]]:
+        """The pictures with their place in `requests`, batch by batch as they are done.
+
+        Requests of equal size, steps and sampler are drawn as one batch of at most `batch_size` (None: by memory).
+        Raises, before anything is drawn, AdapterFileError for an adapter that cannot be read or does not fit and
+        PromptError for a request of another base; DeviceError when memory does not suffice for one picture. An error
+        or an interrupt, from `progress` too, leaves the engine as it was: the next call draws as ever.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise PromptError(f"the batch size is {batch_size}; give 1 or more")
+        jobs = [_Job(index, self._resolved(request)) for index, request in enumerate(requests)]
+        self._shelf.hold(job.request for job in jobs)
+        batches = list(self._batches(jobs, batch_size))
+        counter = _Counter(progress, sum(_evaluations(batch) for batch in batches))
+        for batch in batches:
+            yield from self._draw_or_halve(batch, counter)
+
+    def _resolved(self, request: Request) -> Request:
+        """The request with all that the model decides filled in."""
+        model = self.model
+        source = Request(base=model.source).base
+        if request.base not in ("", source):
+            raise PromptError(f"the request is for the base {request.base} and this engine holds {source}")
+        if request.base_hash and not model.weights_hash.startswith(request.base_hash):
+            raise PromptError(
+                f"the request was drawn by another {source} (hash {request.base_hash[:10]}) than this one "
+                f"({model.weights_hash[:10]}); clear base_hash to draw it all the same"
+            )
+        guidance = model.layout.guidance_scale if request.guidance_scale is None else request.guidance_scale
+        return replace(
+            request,
+            guidance_scale=guidance,
+            width=request.width or model.size_px,
+            height=request.height or model.size_px,
+            loras=tuple(self._shelf.resolve(use) for use in request.loras),
+            base=source,
+            base_hash=model.weights_hash,
+        )
+
+    def _batches(self, jobs: Sequence[_Job], batch_size: int | None) -> Iterator[list[_Job]]:
+        alike: dict[tuple[int, int, int, str], list[_Job]] = {}
+        for job in jobs:
+            request = job.request
+            alike.setdefault((request.height, request.width, request.steps, request.sampler), []).append(job)
+        for (height, width, _, _), group in alike.items():
+            _, rows, columns = self.model.latent_shape(height, width)
+            size = batch_size or max(1, _LATENTS_A_BATCH // (rows * columns))
+            for start in range(0, len(group), size):
+                yield group[start : start + size]
+
+    def _draw_or_halve(self, batch: list[_Job], counter: "_Counter") -> Iterator[tuple[int, Picture]]:
+        """Draw a batch; where memory does not suffice, its halves."""
+        done = counter.done
+        try:
+            pictures = self._draw_batch([job.request for job in batch], counter)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            pictures = None
+        if pictures is not None:
+            yield from zip((job.index for job in batch), pictures, strict=True)
+            return
+        # Outside the except block: the error holds on to the tensors that filled the memory.
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        request = batch[0].request
+        if len(batch) == 1:
+            raise DeviceError(
+                f"{self.model.device} has not enough memory for a picture of {request.width} x {request.height} px; "
+                "ask for a smaller one, or close what else uses the device"
+            )
+        counter.done = done
+        counter.total += _evaluations(batch)
+        for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+            yield from self._draw_or_halve(half, counter)
+
+    @torch.inference_mode()
+    def _draw_batch(self, requests: Sequence[Request], counter: "_Counter") -> list[Picture]:
+        latents = self._denoise(requests, counter)
+        broken = [request for request, row in zip(requests, latents, strict=True) if not torch.isfinite(row).all()]
+        if broken:
+            loras = ", ".join(f"{use.name} at {use.strength:g}" for use in broken[0].loras)
+            raise PromptError(
+                f"the picture of seed {broken[0].seed} came out as no numbers: "
+                + (f"lower the strengths ({loras})" if loras else "draw in fp32 (--precision fp32)")
+            )
+        return [
+            Picture(image, request, row, self._shelf.notes(request) + self._cut_off(request))
+            for image, request, row in zip(self._images(latents), requests, latents.cpu(), strict=True)
+        ]
+
+    def _denoise(self, requests: Sequence[Request], counter: "_Counter") -> Tensor:
+        """Latents [B, C, h, w] in fp32 after all steps."""
+        model, first = self.model, requests[0]
+        shape = model.latent_shape(first.height, first.width)
+        scheduler = sampler_named(first.sampler).scheduler(model.scheduler_config)
+        scheduler.set_timesteps(first.steps, device=model.device)
+        generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        latents = noise.to(model.device) * scheduler.init_noise_sigma
+        extra = {"generator": generators} if "generator" in signature(scheduler.step).parameters else {}
+
+        scales = torch.tensor([request.guidance_scale for request in requests], device=model.device)[
+            :, None, None, None
+        ]
+        copies = 2 if (scales > 1).any() else 1  # without guidance the negative prompt has no say: half the work
+        cond = self._encode(requests, guided=copies == 2)
+        mixes = [self._shelf.unet_mix(request) for request in requests] * copies
+        with self._shelf.mixed(mixes), self._computing():
+            for timestep in scheduler.timesteps:
+                doubled = scheduler.scale_model_input(latents.repeat(copies, 1, 1, 1), timestep)
+                predicted = predict(model, doubled, timestep, cond).float()
+                if copies == 2:
+                    negative, positive = predicted.chunk(2)
+                    predicted = negative + scales * (positive - negative)
+                latents = scheduler.step(predicted, timestep, latents, return_dict=False, **extra)[0]
+                counter.step()
+        return latents
+
+    def _encode(self, requests: Sequence[Request], *, guided: bool) -> Conditioning:
+        """The prompts, preceded by the negative ones when guided; each distinct (prompt, text mix) is encoded once."""
+        mixes = [self._shelf.text_mix(request) for request in requests]
+        wanted = (
+            [(request.negative_prompt, mix) for request, mix in zip(requests, mixes, strict=True)] if guided else []
+        )
+        wanted += [(request.prompt, mix) for request, mix in zip(requests, mixes, strict=True)]
+        distinct: dict[tuple[str, frozenset[tuple[str, float]]], tuple[str, Mix]] = {
+            (prompt, frozenset(mix.items())): (prompt, mix) for prompt, mix in wanted
+        }
+        texts = list(distinct.values())
+        parts = []
+        for start in range(0, len(texts), _PROMPTS_A_BATCH):
+            chunk = texts[start : start + _PROMPTS_A_BATCH]
+            with self._shelf.mixed([mix for _, mix in chunk]), self._computing():
+                parts.append(encode_text(self.model, [prompt for prompt, _ in chunk]))
+        place = {key: row for row, key in enumerate(distinct)}
+        return Conditioning.cat(parts)[[place[prompt, frozenset(mix.items())] for prompt, mix in wanted]]
+
+    def _images(self, latents: Tensor) -> list[Image.Image]:
+        rows = max(1, _LATENTS_A_DECODE // latents[0, 0].numel())
+        images = []
+        for chunk in latents.split(rows):
+            x_BHWC = decode(self.model, chunk).permute(0, 2, 3, 1)
+            images += [Image.fromarray(x) for x in (x_BHWC * 255).round().to("cpu", torch.uint8).numpy()]
+        return images
+
+    def _cut_off(self, request: Request) -> tuple[str, ...]:
+        notes = []
+        for name, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
+            count = tokens(self.model, text)
+            if count > self.model.max_tokens:
+                notes.append(
+                    f"the {name} has {count} tokens and {self.model.name} reads the first {self.model.max_tokens}"
+                )
+        return tuple(notes)
+
+    def _computing(self) -> AbstractContextManager[object]:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(self.model.device.type, dtype=self._autocast)
+
+
+class _Counter:
+    """Model evaluations done and to do, over all batches."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.done = 0
+        self.total = total
+        self._progress = progress
+
+    def step(self) -> None:
+        self.done += 1
+        if self._progress:
+            self._progress(self.done, self.total)
+
+
+def _evaluations(batch: Sequence[_Job]) -> int:
+    request = batch[0].request
+    return sampler_named(request.sampler).evaluations(request.steps)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)

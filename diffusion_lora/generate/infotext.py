@@ -1,0 +1,204 @@
+"""A request as text: AUTOMATIC1111's infotext, which other programs read, and our own JSON, which loses nothing.
+
+Both stand in the PNG as text chunks: `parameters` (what a person and a web UI see) and `diffusion_lora` (from which
+the same request is read back). Paths below the home folder are written with `~`, so that a picture passed on does not
+tell its maker's account name. No torch.
+
+The rules of the infotext are those of the web UI's `infotext_utils.py`: the last line is `Key: value` pairs, a value
+with a comma, colon or newline is JSON-quoted, and adapters stand in the prompt as `<lora:name:strength>`.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from diffusion_lora import __version__
+from diffusion_lora.errors import PromptError
+from diffusion_lora.generate.request import LoraUse, Request
+from diffusion_lora.generate.samplers import sampler_named, sampler_of_a1111
+
+TEXT_CHUNK, JSON_CHUNK = "parameters", "diffusion_lora"
+_FORMAT = 1
+_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_TAG = re.compile(r"\s*<lora:([^:>]+)(?::([^:>]+))?(?::([^:>]+))?[^>]*>", re.IGNORECASE)
+_MIN_PAIRS = 3
+
+
+@dataclass(frozen=True)
+class Infotext:
+    """An infotext taken apart; `parameters` as they stand, unquoted. Adapter tags are still in the prompt."""
+
+    prompt: str
+    negative_prompt: str
+    parameters: Mapping[str, str]
+
+
+def write_infotext(request: Request) -> str:
+    """The infotext of a request that was drawn: its size, guidance and base are filled in."""
+    sampler = sampler_named(request.sampler)
+    parameters = {
+        "Steps": request.steps,
+        "Sampler": sampler.a1111,
+        "Schedule type": sampler.a1111_schedule,
+        "CFG scale": None if request.guidance_scale is None else _plain(request.guidance_scale),
+        "Seed": request.seed,
+        "Size": f"{request.width}x{request.height}" if request.width and request.height else None,
+        "Model hash": request.base_hash[:10] or None,
+        "Model": _last_part(request.base) or None,
+        "RNG": "CPU",
+        "Lora hashes": ", ".join(f"{_tag_name(use)}: {use.sha[:12]}" for use in request.loras if use.sha) or None,
+        "Version": f"diffusion-lora {__version__}",
+    }
+    lines = [" ".join([request.prompt, *map(_tag, request.loras)]).strip()]
+    if request.negative_prompt:
+        lines.append(f"Negative prompt: {request.negative_prompt}")
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in parameters.items() if value is not None))
+    return "\n".join(lines)
+
+
+def parse_infotext(text: str) -> Infotext:
+    """Take an infotext apart, whoever wrote it. A last line of fewer than three pairs is a line of the prompt."""
+    lines = text.strip().splitlines()
+    pairs = dict(_PAIR.findall(lines[-1])) if lines else {}
+    if len(pairs) < _MIN_PAIRS:
+        pairs = {}
+    else:
+        lines.pop()
+    prompt, negative = list[str](), list[str]()
+    part = prompt
+    for line in lines:
+        if line.strip().startswith("Negative prompt:"):
+            part, line = negative, line.strip().removeprefix("Negative prompt:")
+        part.append(line.strip())
+    parameters = {key.strip(): _unquoted(value.strip()) for key, value in pairs.items()}
+    return Infotext("\n".join(prompt), "\n".join(negative), parameters)
+
+
+def request_from_infotext(text: str) -> Request:
+    """The request an infotext tells of, for whatever base will draw it: the name of a base does not say where it lies.
+
+    Adapters too are known by name and hash alone, so their path is `NAME.safetensors`. Raises PromptError when there
+    are no parameters, or a value that this program cannot draw.
+    """
+    info = parse_infotext(text)
+    if not info.parameters:
+        raise PromptError("the text holds no generation parameters (a last line such as `Steps: 20, Sampler: DDIM, …`)")
+    parameters = {
+        "Sampler": "DDIM", "Schedule type": "Automatic", "Steps": "20", "Seed": "0", "Size": "0x0", "CFG scale": "",
+        "Lora hashes": "",
+    } | dict(info.parameters)  # fmt: skip
+    hashes = dict(pair.split(": ", 1) for pair in parameters["Lora hashes"].split(", ") if ": " in pair)
+    try:
+        width, height = (int(side) for side in parameters["Size"].split("x"))
+        loras = tuple(_use(match, hashes) for match in _TAG.finditer(info.prompt))
+        return Request(
+            prompt=_TAG.sub("", info.prompt).strip(),
+            negative_prompt=info.negative_prompt,
+            seed=int(parameters["Seed"]),
+            steps=int(parameters["Steps"]),
+            guidance_scale=float(parameters["CFG scale"]) if parameters["CFG scale"] else None,
+            width=width,
+            height=height,
+            sampler=sampler_of_a1111(parameters["Sampler"], parameters["Schedule type"]).name,
+            loras=loras,
+        )
+    except ValueError as error:
+        raise PromptError(f"the generation parameters hold a value that is no number ({error})") from error
+
+
+def png_chunks(request: Request) -> PngInfo:
+    """The text chunks of a picture: infotext and JSON."""
+    info = PngInfo()
+    info.add_text(TEXT_CHUNK, write_infotext(request))
+    info.add_text(JSON_CHUNK, to_json(request))
+    return info
+
+
+def to_json(request: Request) -> str:
+    """The request as JSON; `from_json` gives back an equal one."""
+    fields = asdict(request)
+    for use in fields["loras"]:
+        use["path"] = _below_home(Path(use["path"]))
+    if fields["base"] and Path(fields["base"]).is_absolute():
+        fields["base"] = _below_home(Path(fields["base"]))
+    return json.dumps({"format": _FORMAT, "version": __version__, "request": fields}, ensure_ascii=False)
+
+
+def from_json(text: str) -> Request:
+    """The request that `to_json` wrote. Raises PromptError for anything else."""
+    try:
+        fields: dict[str, Any] = json.loads(text)["request"]
+        loras = tuple(LoraUse(**use) for use in fields.pop("loras"))
+        return Request(**fields, loras=loras)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PromptError(f"the request in the picture is damaged, or of a newer version ({error})") from error
+
+
+def read_request(path: Path) -> Request:
+    """The request a PNG was drawn from: our own JSON, else the infotext of another program.
+
+    Raises PromptError when the file is no picture or tells of no request.
+    """
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            image.load()  # some programs write their text after the pixels
+            chunks = {key: value for key, value in image.info.items() if isinstance(value, str)}
+    except UnidentifiedImageError as error:
+        raise PromptError(f"{path} is no PNG picture") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PromptError(f"{path} cannot be read ({error})") from error
+    if JSON_CHUNK in chunks:
+        return from_json(chunks[JSON_CHUNK])
+    if TEXT_CHUNK in chunks:
+        return request_from_infotext(chunks[TEXT_CHUNK])
+    raise PromptError(f"{path} does not say how it was drawn: it has no generation parameters")
+
+
+def _tag(use: LoraUse) -> str:
+    """`<lora:name:text encoder:unet>` in the web UI's order, or one number for both."""
+    if use.text_strength is None:
+        return f"<lora:{_tag_name(use)}:{_plain(use.strength)}>"
+    return f"<lora:{_tag_name(use)}:{_plain(use.text_strength)}:{_plain(use.strength)}>"
+
+
+def _tag_name(use: LoraUse) -> str:
+    return re.sub(r"[:,<>]", "", use.name)
+
+
+def _use(match: "re.Match[str]", hashes: Mapping[str, str]) -> LoraUse:
+    name, first, second = match.groups()
+    strength = float(second or first or 1)
+    return LoraUse(name, Path(f"{name}.safetensors"), strength, float(first) if second else None, hashes.get(name))
+
+
+def _plain(value: float) -> str:
+    return repr(float(value)).removesuffix(".0")
+
+
+def _last_part(base: str) -> str:
+    return base.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
+
+
+def _below_home(path: Path) -> str:
+    home = Path.home()
+    return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else str(path)
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
+
+
+def _unquoted(value: str) -> str:
+    if value[:1] == value[-1:] == '"':
+        try:
+            return str(json.loads(value))
+        except ValueError:
+            return value
+    return value
