@@ -16,7 +16,6 @@ _KINDS = (
         "a LoRA in diffusers' or PEFT's names",
     ),
     (r"^(unet|text_encoder):\d+:(up|down)$", "a LoRA whose layers are numbered and not named (cloneofsimo)"),
-    (r"^lora_unet_(input|middle|output)_block", "a LoRA in the original Stable Diffusion block names"),
     (r"^(emb_params|string_to_param|clip_[lg])$", "a textual-inversion embedding"),
     (r"^(model\.diffusion_model|first_stage_model|cond_stage_model)\.", "a whole checkpoint, which --base expects"),
     (r"^(down_blocks|up_blocks|mid_block|encoder|decoder)\.", "a part of a base model"),
