@@ -379,7 +379,8 @@ def to_toml(config: TrainConfig) -> str:
             lines += ([""] if lines else []) + [f"[{table}]"]
             previous = table
         setting = f"{leaf} = {_toml_value(getattr(getattr(config, table), leaf), field)}"
-        lines.append(f"{setting:<40}  # {field.description}")
+        comment = f"# {field.description}"
+        lines += [f"{setting:<40}  {comment}"] if len(setting) <= 60 else [comment, setting]
     return "\n".join(lines) + "\n"
 
 

@@ -29,6 +29,9 @@ Event = Mapping[str, Any]
 Progress = Callable[[Event], None]
 
 
+_LASTING = ("step", "preview", "checkpoint")
+
+
 def ignore(event: Event) -> None:
     """The `Progress` of a run that nobody watches."""
 
@@ -37,7 +40,8 @@ def read_events(folder: Path, *, current: bool = True) -> list[dict[str, Any]]:
     """All events of a run folder in the order written; none if it has not started.
 
     With `current` the story reads as if the run had never been interrupted: what was recorded after the step of a
-    checkpoint that was later resumed is left out (it happened again). A line torn by a crash is not an event.
+    checkpoint that was later resumed is left out (it happened again), and so are the starts, notes and stops of
+    earlier processes (the last one says them again). A line torn by a crash is not an event.
 
     Raises RunError if there is no such folder.
     """
@@ -51,6 +55,6 @@ def read_events(folder: Path, *, current: bool = True) -> list[dict[str, Any]]:
         except ValueError:
             continue  # torn by a crash: the writer that came after it began a new line
         if current and event["kind"] == "resume":
-            events = [earlier for earlier in events if earlier.get("step", 0) <= event["step"]]
+            events = [past for past in events if past["kind"] in _LASTING and past["step"] <= event["step"]]
         events.append(event)
     return events
