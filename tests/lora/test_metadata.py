@@ -1,0 +1,98 @@
+"""The header of a trained adapter, read as other programs read it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from diffusion_lora.config import TrainConfig
+from diffusion_lora.layouts.layout import SD2, SD15, SDXL
+from diffusion_lora.lora.metadata import TrainingFacts, tag_frequency, training_metadata
+
+CONFIG = TrainConfig.model_validate(
+    {
+        "dataset": {"path": "sets/blueprint"},
+        "lora": {"rank": 8, "alpha": 4.0, "targets": "wide"},
+        "train": {"steps": 100, "batch_size": 2, "accumulation": 2, "precision": "fp32", "seed": 3},
+        "output": {"name": "blue", "trigger_word": "blueprint style", "comment": ""},
+    }
+)
+FACTS = TrainingFacts(
+    layout=SD15,
+    base_name="v1-5",
+    base_hash="ab" * 32,
+    prediction_type="epsilon",
+    optimizer="bitsandbytes.optim.AdamW8bit",
+    size_px=512,
+    captions=["a cat, Blueprint style", "a dog, blueprint style", "a boat"],
+    steps=40,
+    started_at=1000.0,
+    finished_at=1030.5,
+)
+
+
+def test_the_keys_every_program_relies_on_are_there_and_are_text() -> None:
+    metadata = training_metadata(CONFIG, FACTS)
+    assert all(isinstance(value, str) for value in metadata.values())
+    expected = {
+        "ss_v2": "False",
+        "ss_base_model_version": "sd_v1",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "8",
+        "ss_network_alpha": "4.0",
+        "ss_output_name": "blue",
+        "ss_sd_model_name": "v1-5",
+        "ss_new_sd_model_hash": "ab" * 32,
+        "ss_clip_skip": "None",
+        "ss_resolution": "(512, 512)",
+        "ss_seed": "3",
+        "ss_steps": "40",
+        "ss_max_train_steps": "100",
+        "ss_num_train_images": "3",
+        "ss_total_batch_size": "4",
+        "ss_epoch": "40",
+        "ss_mixed_precision": "no",
+        "ss_optimizer": "bitsandbytes.optim.AdamW8bit",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": "blue",
+        "modelspec.resolution": "512x512",
+        "modelspec.date": "1970-01-01T00:17:10+00:00",
+        "modelspec.prediction_type": "epsilon",
+        "modelspec.trigger_phrase": "blueprint style",
+    }
+    assert {key: metadata.get(key) for key in expected} == expected
+
+
+def test_the_nested_values_parse_as_json_the_way_web_uis_parse_them() -> None:
+    metadata = training_metadata(CONFIG, FACTS)
+    assert json.loads(metadata["ss_network_args"]) == {"conv_dim": "8", "conv_alpha": "4.0"}
+    assert json.loads(metadata["ss_dataset_dirs"]) == {"blueprint": {"n_repeats": 1, "img_count": 3}}
+    assert json.loads(metadata["ss_tag_frequency"])["blueprint"]["blueprint style"] == 2
+    assert json.loads(metadata["ss_bucket_info"])["buckets"]["0"] == {"resolution": [512, 512], "count": 3}
+
+
+def test_tags_are_counted_over_captions_the_commonest_first() -> None:
+    counts = tag_frequency(["red cat, Sky", "sky , red cat,", "sky", ""])
+    assert list(counts.items()) == [("sky", 3), ("red cat", 2)]
+
+
+@pytest.mark.parametrize(
+    ("layout", "kind"), [(SD15, "SD1"), (SD2, "SD2"), (SDXL, "SDXL")], ids=lambda value: getattr(value, "name", value)
+)
+def test_a_web_ui_recognises_the_family(layout: object, kind: str) -> None:
+    """AUTOMATIC1111's rule, re-implemented: a file of the wrong kind is hidden from its users."""
+    metadata = training_metadata(CONFIG, replace(FACTS, layout=layout))
+    if metadata["ss_base_model_version"].startswith("sdxl_"):
+        seen = "SDXL"
+    else:
+        seen = "SD2" if metadata["ss_v2"] == "True" else "SD1"
+    assert seen == kind
+
+
+def test_what_is_not_known_is_said_as_kohya_says_it_or_left_out() -> None:
+    metadata = training_metadata(CONFIG, replace(FACTS, base_hash="", prediction_type="v_prediction"))
+    assert metadata["ss_new_sd_model_hash"] == "None"
+    assert metadata["modelspec.prediction_type"] == "v"
+    assert "modelspec.description" not in metadata
