@@ -1,0 +1,91 @@
+"""Rules of the repository that no linter holds."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PACKAGE = CHECKOUT / "diffusion_lora"
+TORCH_FREE = (
+    "config", "run", "events", "images", "errors", "layouts.layout", "data.folder", "lora.header", "lora.formats.kohya",
+    "generate.request", "generate.infotext", "families.pocket.words", "faces.page", "faces.progress", "cli",
+)  # fmt: skip
+
+
+def tracked() -> list[Path]:
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [CHECKOUT / name for name in done.stdout.split("\0") if name and (CHECKOUT / name).is_file()]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=lambda path: str(path.relative_to(CHECKOUT)))
+def test_package_files_import_nothing(path: Path) -> None:
+    """One import here would load torch for everybody who wants the torch-free part of the room."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert ast.get_docstring(tree)
+
+
+def test_what_starts_in_a_blink_loads_no_torch() -> None:
+    code = "".join(f"import diffusion_lora.{name}\n" for name in TORCH_FREE)
+    code += "import sys; print({'torch', 'diffusers', 'transformers', 'bitsandbytes'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CHECKOUT)
+    assert done.stdout.strip() == "set()"
+
+
+def test_every_module_says_what_it_does() -> None:
+    silent = [path for path in PACKAGE.rglob("*.py") if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
+    assert not silent
+
+
+def test_no_file_names_a_registry_or_this_machine() -> None:
+    """pip's own configuration says where packages come from; paths of one machine mean nothing on another."""
+    wanted = re.compile(r"pypi\.org|download\.pytorch\.org|files\.pythonhosted|(?<![\w.])/(?:work|root|home/\w+)/")
+    texts = [path for path in tracked() if path.suffix in {".py", ".toml", ".txt", ".md", ".json", ""}]
+    found = []
+    for path in texts:
+        if path != Path(__file__) and (hit := wanted.search(path.read_text(encoding="utf-8", errors="replace"))):
+            found.append(f"{path.relative_to(CHECKOUT)}: {hit[0]}")
+    assert not found
+
+
+def test_weights_of_the_base_are_safetensors_and_small() -> None:
+    files = [path for path in (PACKAGE / "families" / "pocket" / "base").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 32e6
+    assert not [path for path in files if path.suffix in {".bin", ".pt", ".ckpt", ".pkl"}]
+
+
+def test_data_sets_hold_pictures_with_captions_and_no_code() -> None:
+    for folder in sorted(path for path in (CHECKOUT / "datasets").iterdir() if path.is_dir()):
+        pictures = sorted(folder.glob("*.png"))
+        assert len(pictures) >= 10, folder.name
+        assert all(path.with_suffix(".txt").is_file() for path in pictures)
+        assert not list(folder.rglob("*.py"))
+
+
+@pytest.mark.parametrize("script", sorted((CHECKOUT / "scripts").iterdir()), ids=lambda path: path.name)
+def test_scripts_are_executable_and_parse(script: Path) -> None:
+    assert os.access(script, os.X_OK)
+    if "bash" in script.read_text(encoding="utf-8").splitlines()[0]:
+        subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_install_is_quick_the_second_time(tmp_path: Path) -> None:
+    """Every other script calls it first; from any folder."""
+    if not (CHECKOUT / ".venv" / ".installed").exists():
+        pytest.skip("the environment was not made by scripts/install")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHON"}
+    start = time.perf_counter()
+    subprocess.run([CHECKOUT / "scripts" / "install"], cwd=tmp_path, env=environment, check=True)
+    assert time.perf_counter() - start < 5
+
+
+def test_ci_runs_the_tests() -> None:
+    assert (CHECKOUT / ".ci" / "run").read_text(encoding="utf-8").rstrip().endswith("scripts/test")
