@@ -45,7 +45,7 @@ class _Job:
 
 
 class Engine:
-    """A base model ready to draw. One thread at a time; the model belongs to the engine while it lives.
+    """A base model ready to draw. One thread at a time; the model belongs to the engine until `close`.
 
     `precision` is what the model computes in: fp32, bf16 or fp16 (by autocast), or auto: that of the model's weights.
     In fp32 a row of a batch equals the single picture to rounding; half precision is faster where the hardware has it.
@@ -84,6 +84,10 @@ class Engine:
         counter = _Counter(progress, sum(_evaluations(batch) for batch in batches))
         for batch in batches:
             yield from self._draw_or_halve(batch, counter)
+
+    def close(self) -> None:
+        """Take all adapters out of the model, so that another engine or a training can have it."""
+        self._shelf.hold(())
 
     def _resolved(self, request: Request) -> Request:
         """The request with all that the model decides filled in."""

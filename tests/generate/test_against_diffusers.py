@@ -1,0 +1,75 @@
+"""Our engine and diffusers' own pipeline draw the same picture, from the same folder and from the same adapter file."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion_lora.families.family import Model
+from diffusion_lora.generate.engine import Engine
+from diffusion_lora.generate.request import LoraUse, Request
+from diffusion_lora.generate.samplers import SAMPLERS, sampler_named
+
+PROMPT, NEGATIVE = "a red cat on a sky background", "a blue car"
+STEPS, SEED, GUIDANCE = 4, 7, 5.0
+
+
+@pytest.fixture(scope="module")
+def pipe(model: Model) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(model.folder, dtype=torch.float32, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw_with_diffusers(pipe: Any, model: Model, sampler: str) -> np.ndarray:
+    import diffusers
+
+    row = sampler_named(sampler)
+    original = diffusers.DDIMScheduler.from_pretrained(model.folder, subfolder="scheduler")
+    pipe.scheduler = getattr(diffusers, row.scheduler_class).from_config(original.config, **row.options)
+    out = pipe(
+        PROMPT,
+        negative_prompt=NEGATIVE,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        generator=torch.Generator("cpu").manual_seed(SEED),
+    )
+    return np.asarray(out.images[0]).astype(int)
+
+
+def request(sampler: str, *loras: LoraUse) -> Request:
+    return Request(PROMPT, NEGATIVE, SEED, STEPS, GUIDANCE, sampler=sampler, loras=loras)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_base_alone_draws_the_same_picture(pipe: Any, model: Model, engine: Engine, sampler: str) -> None:
+    theirs = draw_with_diffusers(pipe, model, sampler)
+    ours = np.asarray(engine.draw([request(sampler)])[0].image).astype(int)
+    assert ours.shape == theirs.shape == (128, 128, 3)
+    assert np.abs(ours - theirs).mean() < 0.01
+    assert np.abs(ours - theirs).max() <= 2
+
+
+def test_our_adapter_file_loaded_by_diffusers_draws_the_same_picture(
+    pipe: Any, model: Model, engine: Engine, style: LoraUse
+) -> None:
+    pytest.importorskip("peft")
+    base = draw_with_diffusers(pipe, model, "ddim")
+    pipe.load_lora_weights(style.path, adapter_name="style")
+    assert pipe.get_list_adapters() == {"unet": ["style"], "text_encoder": ["style"]}
+    for strength in (1.0, 0.6):
+        pipe.set_adapters(["style"], [strength])
+        theirs = draw_with_diffusers(pipe, model, "ddim")
+        ours = np.asarray(engine.draw([request("ddim", style.at(strength))])[0].image).astype(int)
+        change = np.abs(theirs - base).mean()
+        assert change > 1, "the adapter does change the picture"
+        assert np.abs(ours - theirs).mean() < min(1, change / 20)
+    pipe.unload_lora_weights()
+
+
+def test_the_pipeline_knows_the_folder_without_us(pipe: Any, model: Model) -> None:
+    assert pipe.vae_scale_factor == model.vae_factor
+    assert pipe.unet.config.sample_size * pipe.vae_scale_factor == model.size_px
