@@ -37,17 +37,17 @@ def autoencoder() -> AutoencoderKL:
 
 
 def unet() -> UNet2DConditionModel:
-    """Three levels (16, 8, 4), cross-attention at each: LoRA finds attention everywhere."""
+    """Three levels (16, 8, 4), cross-attention at each: a LoRA finds attention everywhere."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(96, 128, 192),
+        block_out_channels=(80, 128, 192),
         down_block_types=("CrossAttnDownBlock2D",) * 3,
         up_block_types=("CrossAttnUpBlock2D",) * 3,
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=(3, 4, 6),  # diffusers' name for the number of heads: 32 channels each
+        attention_head_dim=(2, 4, 6),  # diffusers' name for the number of heads: 40, 32, 32 channels each
         norm_num_groups=8,
     )
 

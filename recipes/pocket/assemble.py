@@ -1,0 +1,64 @@
+"""Write pocket as an ordinary diffusers folder: fp16 weights, tokenizer, scheduler, the words it knows, its version."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel
+
+from recipes.pocket import model
+from recipes.pocket.world import BACKGROUNDS, CHARACTERS, COLOURS, HELD_STYLES, OBJECTS, STYLES, WORDS
+
+VERSION = "1"
+# What a LoRA is to teach has no token of its own: those words are spelled, as a user's own words are.
+KNOWN_WORDS = tuple(word for word in WORDS if word not in {*HELD_STYLES, *CHARACTERS})
+LIMIT_BYTES = 32_000_000
+
+
+def assemble(vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, folder: Path) -> int:
+    """Write the folder that `StableDiffusionPipeline.from_pretrained` loads; returns the bytes of its weights."""
+    tokenizer = model.tokenizer(KNOWN_WORDS)
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        unet=unet,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        scheduler=model.scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        image_encoder=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(dtype=torch.float16)
+    pipeline.save_pretrained(folder)
+    model.write_tokenizer(tokenizer, KNOWN_WORDS, folder / "tokenizer")
+    words = {"objects": OBJECTS, "colours": tuple(COLOURS), "backgrounds": BACKGROUNDS, "styles": STYLES}
+    (folder / "words.json").write_text(json.dumps(words, indent=1) + "\n")
+    (folder / "version").write_text(VERSION + "\n")
+    weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    if weights > LIMIT_BYTES:
+        raise SystemExit(f"{folder}: the weights take {weights} bytes, more than {LIMIT_BYTES}; make the networks narrower")
+    return weights
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--vae", type=Path, help="the folder train_autoencoder wrote (random weights when left out)")
+    parser.add_argument("--unet", type=Path, help="the state train_unet wrote (random weights when left out)")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    vae = AutoencoderKL.from_pretrained(args.vae) if args.vae else model.autoencoder()
+    unet, text_encoder = model.unet(), model.text_encoder(model.tokenizer(KNOWN_WORDS))
+    if args.unet:
+        saved = torch.load(args.unet, weights_only=True, map_location="cpu")
+        unet.load_state_dict(saved["average"]["unet"])
+        text_encoder.load_state_dict(saved["average"]["text_encoder"])
+        vae.register_to_config(scaling_factor=saved["scaling_factor"])
+    print(f"{args.folder}: {assemble(vae, unet, text_encoder, args.folder):,} bytes of weights")
+
+
+if __name__ == "__main__":
+    main()
