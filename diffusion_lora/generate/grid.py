@@ -1,0 +1,124 @@
+"""Grids of requests: strengths, prompts, seeds or styles along two axes, drawn as mixed batches, shown as one sheet.
+
+    sheet = grid(engine, Request("a cat", seed=1), rows=strength_axis(style, (0, 0.5, 1)), columns=seed_axis((1, 2)))
+    sheet.image.save("sheet.png")
+
+Every cell is a request of its own; those that can share a batch do, each row of the batch with its own gates.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from diffusion_lora.errors import PromptError
+from diffusion_lora.generate.picture import Picture
+from diffusion_lora.generate.request import LoraUse, Request
+from diffusion_lora.generate.sheet import THEMES, draw_sheet
+
+if TYPE_CHECKING:
+    from diffusion_lora.generate.engine import Engine
+
+Change = Callable[[Request], Request]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What varies along one side of a grid: for every place a label and the change it makes to a request."""
+
+    title: str
+    labels: tuple[str, ...]
+    changes: tuple[Change, ...]
+
+    def __post_init__(self) -> None:
+        if not self.changes:
+            raise PromptError(f"the axis {self.title or 'of the grid'} has no values; give at least one")
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """A labelled sheet and the pictures on it, `pictures[row][column]`."""
+
+    image: Image.Image
+    pictures: tuple[tuple[Picture, ...], ...]
+
+
+def strength_axis(use: LoraUse, strengths: Sequence[float], title: str = "") -> Axis:
+    """One adapter at several strengths; it takes the place of the same file in a request, or is added to it."""
+    return Axis(
+        title or f"strength of {use.name}",
+        tuple(f"{strength:g}" for strength in strengths),
+        tuple(_with_lora(use.at(strength)) for strength in strengths),
+    )
+
+
+def lora_axis(stacks: Sequence[Sequence[LoraUse]], title: str = "LoRA") -> Axis:
+    """Several stacks of adapters, each added to what a request has; an empty one is the base."""
+    labels = (" + ".join(f"{use.name} {use.strength:g}" for use in stack) or "none" for stack in stacks)
+    return Axis(title, tuple(labels), tuple(_with_loras(tuple(stack)) for stack in stacks))
+
+
+def prompt_axis(prompts: Sequence[str], title: str = "") -> Axis:
+    """Several prompts."""
+    return Axis(title, tuple(prompts), tuple(_with_prompt(prompt) for prompt in prompts))
+
+
+def seed_axis(seeds: Sequence[int], title: str = "seed") -> Axis:
+    """Several seeds."""
+    return Axis(title, tuple(str(seed) for seed in seeds), tuple(_with_seed(seed) for seed in seeds))
+
+
+def grid(
+    engine: "Engine",
+    request: Request,
+    *,
+    rows: Axis,
+    columns: Axis,
+    title: str = "",
+    subtitle: str = "",
+    theme: str = "light",
+    progress: Callable[[int, int], None] | None = None,
+    batch_size: int | None = None,
+) -> Sheet:
+    """Draw `request` changed by every pair of a row and a column (the row's change first).
+
+    `title` and `subtitle` stand above; `theme` is light or dark. Errors as in `Engine.stream`.
+    """
+    if theme not in THEMES:
+        raise PromptError(f"the theme {theme!r} is unknown; say {' or '.join(THEMES)}")
+    requests = [column(row(request)) for row in rows.changes for column in columns.changes]
+    drawn = engine.draw(requests, progress=progress, batch_size=batch_size)
+    width = len(columns.changes)
+    pictures = tuple(tuple(drawn[start : start + width]) for start in range(0, len(drawn), width))
+    image = draw_sheet(
+        [[picture.image for picture in row] for row in pictures],
+        row_labels=rows.labels,
+        column_labels=columns.labels,
+        row_title=rows.title,
+        column_title=columns.title,
+        title=title,
+        subtitle=subtitle,
+        theme=THEMES[theme],
+    )
+    return Sheet(image, pictures)
+
+
+def _with_lora(use: LoraUse) -> Change:
+    def change(request: Request) -> Request:
+        others = tuple(other for other in request.loras if other.path != use.path)
+        return replace(request, loras=(*others, use))
+
+    return change
+
+
+def _with_loras(uses: tuple[LoraUse, ...]) -> Change:
+    return lambda request: replace(request, loras=request.loras + uses)
+
+
+def _with_prompt(prompt: str) -> Change:
+    return lambda request: replace(request, prompt=prompt)
+
+
+def _with_seed(seed: int) -> Change:
+    return lambda request: replace(request, seed=seed)
