@@ -68,7 +68,7 @@ class Figure:
             f"{word} {sign} {bar:g}" for word, bar in (("must", self.must), ("goal", self.goal)) if bar is not None
         ]
         verdict = "" if self.must is None else "  ok" if self.holds else "  NOT REACHED"
-        return f"  {self.name:58} {self.value:8.2f} {self.unit:3} {', '.join(wants):24}{verdict}".rstrip()
+        return f"  {self.name:58} {self.value:9.3f} {self.unit:3} {', '.join(wants):24}{verdict}".rstrip()
 
 
 @dataclass

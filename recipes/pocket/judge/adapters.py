@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -56,6 +57,7 @@ def trained(work: Path, preset: Preset, name: str, seed: int, device: str, tell:
         for key, value in settings.items():
             command += ["--set", f"{key}={json.dumps(value)}"]
         command += ["--set", f"train.seed={seed}", "--set", "preview.every=0", "--out", str(run)]
+        shutil.rmtree(run, ignore_errors=True)  # an earlier training that was cut off would spoil the clock
         tell(f"training {run.name}")
         seconds, peak_mib = _executed(command, work / f"{run.name}.log")
         taken.write_text(json.dumps({"seconds": seconds, "peak_mib": peak_mib}))

@@ -213,7 +213,8 @@ def decoded_noise(folder: Path, drawn: Drawings, autoencoder: Autoencoder, count
 
     def chunk(start: int) -> np.ndarray:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
-        latents = autoencoder.encode(drawn.pictures[start : start + min(_CHUNK, count - start)])
+        rows = np.arange(start, min(start + _CHUNK, count)) % len(drawn.pictures)
+        latents = autoencoder.encode(drawn.pictures[rows])
         noise = torch.randn(latents.shape, generator=generator)
         out = noise.clone()
         for row in range(1, len(out), 3):  # soft blotches of the same spread
