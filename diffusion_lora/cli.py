@@ -1,8 +1,8 @@
-"""The command line: every command reads its options, calls one library function and prints where the result lies.
+"""The command line: every command reads its options, hands them to a library function and prints where the result lies.
 
-Thin on purpose: what a command does is done elsewhere. Torch and the model libraries are imported inside the commands, so
-that `--help` answers at once. This is the one place that turns a `UserError` into `error: ...` and exit status 2; Ctrl-C
-ends with status 130. Anything else that is raised is a bug and shows its traceback.
+Thin on purpose: what a command does is done elsewhere. Torch and the model libraries are imported inside the commands,
+so that `--help` answers at once. This is the one place that turns a `UserError` into `error: ...` and exit status 2;
+Ctrl-C ends with status 130. Anything else that is raised is a bug and shows its traceback.
 """
 
 import os
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from diffusion_lora.generate.engine import Engine
+    from diffusion_lora.generate.grid import Axis
+    from diffusion_lora.generate.request import LoraUse
     from diffusion_lora.run import Run
 
 _USER_ERROR, _INTERRUPTED = 2, 130
@@ -38,7 +40,7 @@ _Seed = Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of the fi
 _Steps = Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")]
 _Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance; by default what suits the base.")]
 _Negative = Annotated[str, typer.Option(metavar="TEXT", help="What the picture should not show.")]
-_Size = Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, as in 512x768; by default the base's own size.")]
+_Size = Annotated[str | None, typer.Option(metavar="WxH", help="In pixels, as in 512x768; by default the base's.")]
 _Precision = Annotated[str, typer.Option(metavar="NAME", help="auto (that of the base's weights), fp32, bf16 or fp16.")]
 _Sampler = Annotated[str, typer.Option(metavar="NAME", help="ddim, euler, euler_a, dpm++_2m, ...")]
 
@@ -69,7 +71,7 @@ def _help_without_command(context: typer.Context) -> None:
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(metavar="CONFIG.toml", help="A file, or a shipped one such as pocket-style.")],
+    config: Annotated[str, typer.Argument(metavar="CONFIG.toml", help="A file, or a shipped one: pocket-style.")],
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as in lora.rank=8. Repeatable.")
     ] = None,
@@ -164,8 +166,62 @@ def generate(
 
 
 @app.command()
+def grid(
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="One prompt or several: the rows.")],
+    lora: Annotated[
+        list[str], typer.Option(metavar="FILE:S,S,...", help="Strengths: the columns; a second list: the rows.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE.png", help="A new file for the sheet.")] = Path("sheet.png"),
+    seed: _Seed = None,
+    steps: _Steps = 20,
+    base: _Base = "pocket",
+    guidance: _Guidance = None,
+    negative: _Negative = "",
+    size: _Size = None,
+    sampler: _Sampler = "ddim",
+    precision: _Precision = "auto",
+    device: _Device = None,
+) -> None:
+    """Draw one sheet: prompts x strengths of a LoRA, or the strengths of one against another."""
+    from diffusion_lora.faces.page import save_page
+    from diffusion_lora.faces.progress import watch_drawing
+    from diffusion_lora.generate.grid import grid as draw_grid
+    from diffusion_lora.generate.request import Request
+
+    uses = [_lora_strengths(text) for text in lora]
+    rows, columns = _axes(prompts, [use for use in uses if len(use[1]) > 1])
+    first = _any_seed() if seed is None else seed
+    width, height = _size_px(size)
+    request = Request(
+        prompt=prompts[0],
+        negative_prompt=negative,
+        seed=first,
+        steps=steps,
+        guidance_scale=guidance,
+        width=width,
+        height=height,
+        sampler=sampler,
+        loras=tuple(use.at(strengths[0]) for use, strengths in uses if len(strengths) == 1),
+    )
+    _check_folder(out.parent)
+    if out.exists():
+        raise OutputError(f"{out} exists already: name another file with --out")
+    console = _console()
+    engine = _engine(base, device, precision)
+    title = prompts[0] if len(prompts) == 1 else ""
+    with watch_drawing(console, "drawing") as progress:
+        sheet = draw_grid(
+            engine, request, rows=rows, columns=columns, title=title, subtitle=f"seed {first}", progress=progress
+        )
+    for note in dict.fromkeys(note for row in sheet.pictures for picture in row for note in picture.notes):
+        _say(console, note)
+    save_page(sheet.image, out)
+    _say(console, str(out))
+
+
+@app.command()
 def demo(
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="A new folder; by default demo, or demo-2, ...")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="A new folder; by default demo, demo-2, ...")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few steps only: does everything work here?")] = False,
     device: _Device = None,
 ) -> None:
@@ -232,6 +288,33 @@ def _engine(base: str, device: str | None, precision: str) -> "Engine":
     from diffusion_lora.generate.engine import Engine
 
     return Engine(load_base(base, device=device or "auto"), precision=precision)
+
+
+def _lora_strengths(text: str) -> "tuple[LoraUse, tuple[float, ...]]":
+    """`FILE:0,0.5,1` -> the file and its strengths; `FILE:0.8` and `FILE` have one."""
+    from diffusion_lora.generate.request import parse_lora_argument
+
+    file, _, strengths = text.rpartition(":")
+    if "," not in strengths:
+        use = parse_lora_argument(text)
+        return use, (use.strength,)
+    try:
+        return parse_lora_argument(file), tuple(float(strength) for strength in strengths.split(","))
+    except ValueError:
+        raise PromptError(f"--lora {text!r}: {strengths!r} is not a list of numbers, as in 0,0.5,1") from None
+
+
+def _axes(prompts: list[str], swept: "list[tuple[LoraUse, tuple[float, ...]]]") -> "tuple[Axis, Axis]":
+    """Rows and columns of a grid: prompts x strengths for one swept adapter, strengths x strengths for two."""
+    from diffusion_lora.generate.grid import prompt_axis, strength_axis
+
+    if len(swept) == 1:
+        return prompt_axis(prompts), strength_axis(*swept[0])
+    if len(swept) == 2 and len(prompts) == 1:
+        return strength_axis(*swept[1]), strength_axis(*swept[0])
+    if len(swept) == 2:
+        raise PromptError(f"two lists of strengths fill the sheet: give one prompt, not {len(prompts)}")
+    raise PromptError(f"{len(swept)} LoRAs have a list of strengths: give one or two, as in FILE:0,0.5,1")
 
 
 def _size_px(text: str | None) -> tuple[int, int]:

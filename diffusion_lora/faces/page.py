@@ -140,7 +140,8 @@ def _draw_card(draw: _Canvas, facts: AdapterFacts, top: float, hue: str) -> None
         draw.text((left + _PAD, y - 26), "learned from pictures like these", 15, _SOFT)
     for index, picture in enumerate(facts.pictures[: (_FACTS_WIDTH + between) // (side + between)]):
         draw.paste(picture, (left + _PAD + index * (side + between), y), side)
-    _draw_losses(draw, facts.losses, (left + _PAD + _FACTS_WIDTH + 76, top + 74, right - _PAD, top + _CARD_HEIGHT - 64), hue)
+    chart = (left + _PAD + _FACTS_WIDTH + 76, top + 74, right - _PAD, top + _CARD_HEIGHT - 64)
+    _draw_losses(draw, facts.losses, chart, hue)
 
 
 def _draw_losses(

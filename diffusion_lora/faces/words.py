@@ -2,11 +2,11 @@
 
 from diffusion_lora.families.pocket.words import pocket_words
 
-TOY = (
-    "pocket is a toy world: a word that is not on this list is only letters to it. Photographs of your own want a real base:\n"
-    "  diffusion-lora generate PROMPT --base HUB_ID_OR_FOLDER     (a Stable Diffusion 1 or 2 model in diffusers layout)\n"
-    "  diffusion-lora train sd15-style --set dataset.path=FOLDER  (a graphics card is advised)"
-)
+TOY = """\
+pocket is a toy world: a word that is not on this list is only letters to it. Photographs of your own want a real base,
+a Stable Diffusion 1 or 2 model from the Hugging Face hub or in a folder (a graphics card is advised):
+  diffusion-lora generate PROMPT --base HUB_ID_OR_FOLDER
+  diffusion-lora train sd15-style --set dataset.path=FOLDER --set model.base=HUB_ID_OR_FOLDER"""
 
 
 def word_lists() -> dict[str, tuple[str, ...]]:

@@ -293,7 +293,8 @@ def test_pictures_are_numbered_and_never_written_over(
 ) -> None:
     from diffusion_lora.generate.infotext import read_request
 
-    command = ("generate", "a red cat", "--lora", f"{adapter}:0.8", "--count", 2, "--steps", 1, "--seed", 7, "--out", "d")
+    options = ("--lora", f"{adapter}:0.8", "--count", 2, "--steps", 1, "--seed", 7, "--out", "d")
+    command = ("generate", "a red cat", *options)
     assert command_line(*command).returncode == 0
     first = snapshot(tmp_path / "d")
     assert command_line(*command).returncode == 0

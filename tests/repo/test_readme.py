@@ -67,7 +67,7 @@ def test_the_words_of_the_readme_are_those_pocket_knows(kind: str) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_load_and_are_complete(path: Path) -> None:
-    """A shipped config is a whole run: every setting stands in it, so that it can be read as the list of what there is."""
+    """A shipped config is a whole run: it can be read as the list of all settings there are."""
     import tomllib
 
     config = load_train_config(path)
