@@ -252,7 +252,7 @@ def version() -> None:
 
 
 def _config_path(name: str) -> Path:
-    """A config by path (in the working directory, else among the shipped files) or by the bare name of a shipped one."""
+    """A config by path (beside us, else among the shipped files) or by the bare name of a shipped one."""
     from diffusion_lora.config import resolve_path, shipped
 
     found = resolve_path(name, None)

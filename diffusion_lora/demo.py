@@ -6,11 +6,11 @@ the commands it names at the end.
 
 import shlex
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_lora.config import TrainConfig, load_train_config, shipped
+from diffusion_lora.config import load_train_config, shipped
 from diffusion_lora.data.folder import scan_folder
 from diffusion_lora.errors import OutputError
 from diffusion_lora.events import read_events
@@ -36,23 +36,6 @@ MIX_BACKGROUND = "on a meadow background"
 _PICTURES_ON_THE_PAGE = 6
 _SEED = 1
 _QUICK = ("train.steps=3", "train.batch_size=2")
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished run with the configuration it had."""
-
-    run: Run
-    seconds: float
-
-    @property
-    def config(self) -> TrainConfig:
-        return self.run.config
-
-    @property
-    def word(self) -> str:
-        """What calls it up in a prompt."""
-        return self.config.output.trigger_word or ""
 
 
 def run_demo(out: Path | None, *, quick: bool, device: str, console: "Console") -> None:
@@ -104,19 +87,18 @@ def _new_folder(out: Path | None) -> Path:
     return folder
 
 
-def _train(preset: str, folder: Path, quick: bool, device: str, console: "Console") -> Trained:
+def _train(preset: str, folder: Path, quick: bool, device: str, console: "Console") -> Run:
     from diffusion_lora.train.trainer import train
 
     overrides = [f"train.device={device}", *(_QUICK if quick else ())]
     run = Run.create(folder, load_train_config(shipped("configs", preset), overrides))
-    started_s = time.monotonic()
     with watch_training(console) as progress:
         train(run, run.config, resume=False, progress=progress)
-    return Trained(run, time.monotonic() - started_s)
+    return run
 
 
 def _draw_sheets(
-    folder: Path, style: Trained, subject: Trained, quick: bool, device: str, console: "Console"
+    folder: Path, style: Run, subject: Run, quick: bool, device: str, console: "Console"
 ) -> list[tuple[Path, str]]:
     """The three sheets, each with what it shows."""
     from diffusion_lora.families.family import load_base
@@ -126,10 +108,10 @@ def _draw_sheets(
 
     engine = Engine(load_base(style.config.model.base, device=device))
     request = Request(seed=_SEED, steps=2 if quick else 20)
-    style_use = LoraUse(style.config.output.name, style.run.adapter_path)
-    subject_use = LoraUse(subject.config.output.name, subject.run.adapter_path)
-    prompts = [_joined(prompt, style.word) for prompt in STYLE_PROMPTS]
-    both = _joined(f"{subject.word} {MIX_BACKGROUND}", style.word)
+    style_use = LoraUse(style.config.output.name, style.adapter_path)
+    subject_use = LoraUse(subject.config.output.name, subject.adapter_path)
+    prompts = [_joined(prompt, _word(style)) for prompt in STYLE_PROMPTS]
+    both = _joined(f"{_word(subject)} {MIX_BACKGROUND}", _word(style))
     with watch_drawing(console, "style") as progress:
         strengths = grid(
             engine,
@@ -150,11 +132,9 @@ def _draw_sheets(
             subtitle=f"“{both}”, drawn as mixed batches: one seed, every cell its own gates.",
             progress=progress,
         )
-    page = draw_page(
-        "What was trained",
-        f"Two adapters on {engine.model.name}; {duration(style.seconds + subject.seconds)} of training in all.",
-        [_facts(style), _facts(subject)],
-    )
+    facts = [_facts(style), _facts(subject)]
+    seconds = duration(sum(fact.train_s for fact in facts))
+    page = draw_page("What was trained", f"Two adapters on {engine.model.name}, {seconds} of training in all.", facts)
     sheets = (
         ("style-strengths.png", strengths.image, "prompts x strength of the style"),
         ("style-x-subject.png", mix.image, "strength of the style x strength of the subject"),
@@ -165,31 +145,32 @@ def _draw_sheets(
     return [(folder / name, what) for name, _, what in sheets]
 
 
-def _facts(trained: Trained) -> AdapterFacts:
-    events = read_events(trained.run.folder)
+def _facts(run: Run) -> AdapterFacts:
+    events = read_events(run.folder)
     start = next(event for event in events if event["kind"] == "start")
-    config = trained.config
+    end = next(event for event in events if event["kind"] == "end")
+    config = run.config
     items = scan_folder(Path(config.dataset.path), caption=config.dataset.caption, captions_required=False)
     return AdapterFacts(
         name=config.output.name,
-        file=_shown(trained.run.adapter_path),
+        file=_shown(run.adapter_path),
         rank=config.lora.rank,
         alpha=config.lora.alpha,
         layers=start["layers"],
         parameters=start["parameters"],
         share_percent=start["share"],
-        size_bytes=trained.run.adapter_path.stat().st_size,
-        train_s=trained.seconds,
+        size_bytes=run.adapter_path.stat().st_size,
+        train_s=end["seconds"],
         trigger_word=config.output.trigger_word,
         losses=[(event["step"], event["loss"]) for event in events if event["kind"] == "step"],
         pictures=[open_image(item.path) for item in items[:_PICTURES_ON_THE_PAGE]],
     )
 
 
-def _what_next(style: Trained, subject: Trained) -> str:
-    style_file, subject_file = (shlex.quote(_shown(trained.run.adapter_path)) for trained in (style, subject))
-    alone = shlex.quote(_joined("a big green fish on a sunset background", style.word))
-    both = shlex.quote(_joined(f"{subject.word} on a beach background", style.word))
+def _what_next(style: Run, subject: Run) -> str:
+    style_file, subject_file = (shlex.quote(_shown(run.adapter_path)) for run in (style, subject))
+    alone = shlex.quote(_joined("a big green fish on a sunset background", _word(style)))
+    both = shlex.quote(_joined(f"{_word(subject)} on a beach background", _word(style)))
     return "\n".join(
         (
             "Try next:",
@@ -199,6 +180,11 @@ def _what_next(style: Trained, subject: Trained) -> str:
             "  diffusion-lora train pocket-style --set dataset.path=FOLDER --set output.name=NAME",
         )
     )
+
+
+def _word(run: Run) -> str:
+    """What calls up a trained adapter in a prompt."""
+    return run.config.output.trigger_word or ""
 
 
 def _joined(*parts: str) -> str:

@@ -157,20 +157,18 @@ def _draw_losses(
     # The highest spikes would flatten everything else: the axis ends a little above the 98th percentile.
     ordered = sorted(loss for _, loss in losses)
     ceiling = max(ordered[int(0.98 * (len(ordered) - 1))], max(loss for _, loss in curve)) * 1.08 or 1.0
-    first, last = losses[0][0], max(losses[-1][0], losses[0][0] + 1)
+    last = losses[-1][0]
 
     def place(step: float, loss: float) -> tuple[float, float]:
-        x = left + (right - left) * (step - first) / (last - first)
+        x = left + (right - left) * step / last
         return x, max(top, bottom - (bottom - top) * loss / ceiling)
 
     for tick in _ticks(ceiling):
-        y = place(first, tick)[1]
+        y = place(0, tick)[1]
         draw.line([(left, y), (right, y)], _RULE, 1)
         draw.text((left - 10, y), f"{tick:g}", 15, _SOFT, anchor="rm")
     for tick in _ticks(last):
-        if first <= tick <= last or tick == 0:
-            x = place(max(tick, first), 0)[0]
-            draw.text((x, bottom + 12), f"{tick:g}", 15, _SOFT, anchor="ma")
+        draw.text((place(tick, 0)[0], bottom + 12), f"{tick:g}", 15, _SOFT, anchor="ma")
     draw.text(((left + right) / 2, bottom + 34), "step", 15, _SOFT, anchor="ma")
     draw.line([place(step, loss) for step, loss in losses], _blend(hue, _CARD, 0.72), 1)
     draw.line([place(step, loss) for step, loss in curve], hue, 3)
