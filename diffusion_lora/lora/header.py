@@ -84,12 +84,13 @@ def _parse(path: Path, file: IO[bytes]) -> Header:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     start = file.read(9)  # the length, and the brace that opens the JSON
-    if start.startswith(_PICKLE_STARTS) or path.suffix.lower() in _PICKLE_SUFFIXES:
-        raise AdapterFileError(
-            f"{path} is a pickle, which can run any program when it is opened: only .safetensors files are read"
-        )
     length = int.from_bytes(start[:8], "little")
     if len(start) < 9 or start[8:] != b"{" or length > MAX_HEADER_BYTES:
+        # Only now: a header of 640 bytes begins like a pickle of protocol 2.
+        if start.startswith(_PICKLE_STARTS) or path.suffix.lower() in _PICKLE_SUFFIXES:
+            raise AdapterFileError(
+                f"{path} is a pickle, which can run any program when it is opened: only .safetensors files are read"
+            )
         raise AdapterFileError(f"{path} is not a safetensors file: download or export it again")
     if length > size - 8:
         raise AdapterFileError(f"{path} is cut off inside its header: download or copy it again")

@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from diffusion_lora.lora.inject import select_layers
 TEXT_WIDTH = 16
 
 
+@cache
 def tiny_unet(text_width: int = TEXT_WIDTH) -> nn.Module:
     """A UNet with attention on both levels and resamplers between them; random weights, eval mode."""
     from diffusers import UNet2DConditionModel
@@ -32,6 +35,7 @@ def tiny_unet(text_width: int = TEXT_WIDTH) -> nn.Module:
     return unet.eval()
 
 
+@cache
 def tiny_text_encoder() -> nn.Module:
     """A CLIP text encoder of two layers; random weights, eval mode."""
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -53,13 +57,13 @@ def tiny_text_encoder() -> nn.Module:
 
 @pytest.fixture
 def components() -> dict[str, nn.Module]:
-    return {"unet": tiny_unet(), "te": tiny_text_encoder()}
+    return {"unet": deepcopy(tiny_unet()), "te": deepcopy(tiny_text_encoder())}
 
 
 @pytest.fixture
 def other_family() -> dict[str, nn.Module]:
     """The same architecture, but its cross-attention reads a text of another width."""
-    return {"unet": tiny_unet(text_width=24)}
+    return {"unet": deepcopy(tiny_unet(text_width=24))}
 
 
 @pytest.fixture

@@ -46,6 +46,15 @@ def test_other_metadata_leave_tensors_and_hash_as_they_are(file: Path) -> None:
     assert torch.equal(safetensors.torch.load_file(file)["a"], torch.arange(6.0).view(2, 3))
 
 
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path, length: int) -> None:
+    """The bytes 80 02 open a pickle of protocol 2 and a safetensors file with a header of 640 bytes."""
+    text = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + text + bytes(4))
+    assert list(read_header(path).tensors) == ["a"]
+
+
 def test_a_real_file_has_the_hash_its_trainer_wrote(lora_data: Path) -> None:
     """A LyCORIS file made with kohya's trainer: its header is an oracle."""
     path = lora_data / "lycoris_smart_falcon_4_lokr.safetensors"
