@@ -149,6 +149,7 @@ def generate(
         for index in range(count)
     ]
     _check_folder(out)
+    _check_files(requests[0].loras)
     console = _console()
     engine = _engine(base, device, precision)
 
@@ -206,6 +207,7 @@ def grid(
     _check_folder(out.parent)
     if out.exists():
         raise OutputError(f"{out} exists already: name another file with --out")
+    _check_files([use for use, _ in uses])
     console = _console()
     engine = _engine(base, device, precision)
     title = prompts[0] if len(prompts) == 1 else ""
@@ -329,6 +331,14 @@ def _size_px(text: str | None) -> tuple[int, int]:
 
 def _any_seed() -> int:
     return secrets.randbelow(2**32)
+
+
+def _check_files(uses: "Sequence[LoraUse]") -> None:
+    """Say that a LoRA cannot be opened before the base is loaded. Raises AdapterFileError."""
+    from diffusion_lora.lora.header import read_header
+
+    for use in uses:
+        read_header(use.path)
 
 
 def _check_folder(folder: Path) -> None:

@@ -76,13 +76,14 @@ def test_scripts_are_executable_and_parse(script: Path) -> None:
 
 def test_install_is_quick_the_second_time(tmp_path: Path) -> None:
     """Every other script calls it first; from any folder."""
-    if not (CHECKOUT / ".venv" / ".installed").exists():
+    if not (CHECKOUT / ".venv" / ".installed-test").exists():
         pytest.skip("the environment was not made by scripts/install")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHON"}
-    start = time.perf_counter()
-    subprocess.run([CHECKOUT / "scripts" / "install"], cwd=tmp_path, env=environment, check=True)
+    for _ in range(2):  # the first one may have something to do: pyproject.toml was edited
+        start = time.perf_counter()
+        subprocess.run([CHECKOUT / "scripts" / "install", "--test"], cwd=tmp_path, env=environment, check=True)
     assert time.perf_counter() - start < 5
 
 
 def test_ci_runs_the_tests() -> None:
-    assert (CHECKOUT / ".ci" / "run").read_text(encoding="utf-8").rstrip().endswith("scripts/test")
+    assert (CHECKOUT / ".ci" / "run").read_text(encoding="utf-8").rstrip().endswith('/scripts/test"')
