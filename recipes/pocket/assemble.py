@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextModel
 
-from recipes.pocket import model
+from recipes.pocket import model, team
 from recipes.pocket.world import BACKGROUNDS, CHARACTERS, COLOURS, HELD_STYLES, OBJECTS, STYLES, WORDS
 
 VERSION = "1"
@@ -39,7 +40,7 @@ def assemble(vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPT
     (folder / "version").write_text(VERSION + "\n")
     weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     if weights > LIMIT_BYTES:
-        raise SystemExit(f"{folder}: the weights take {weights} bytes, more than {LIMIT_BYTES}; make the networks narrower")
+        raise SystemExit(f"{folder}: {weights} bytes of weights, more than {LIMIT_BYTES}: make the networks narrower")
     return weights
 
 
@@ -53,10 +54,8 @@ def main() -> None:
     vae = AutoencoderKL.from_pretrained(args.vae) if args.vae else model.autoencoder()
     unet, text_encoder = model.unet(), model.text_encoder(model.tokenizer(KNOWN_WORDS))
     if args.unet:
-        saved = torch.load(args.unet, weights_only=True, map_location="cpu")
-        unet.load_state_dict(saved["average"]["unet"])
-        text_encoder.load_state_dict(saved["average"]["text_encoder"])
-        vae.register_to_config(scaling_factor=saved["scaling_factor"])
+        facts = team.load_average(nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}), args.unet)
+        vae.register_to_config(scaling_factor=facts["scaling_factor"])
     print(f"{args.folder}: {assemble(vae, unet, text_encoder, args.folder):,} bytes of weights")
 
 

@@ -24,6 +24,7 @@ from recipes.pocket.world import Scene, Thing, caption
 
 CAPTIONS = 4
 MADE_UP = 0.1
+BATCH = 16  # larger activations would be mapped and unmapped anew for every layer
 
 
 def scene_of(facts: dict[str, Any]) -> Scene:
@@ -47,13 +48,14 @@ def captions_of(scene: Scene, seed: int) -> list[str]:
 
 
 @torch.inference_mode()
-def encode_set(vae: AutoencoderKL, folder: Path, out: Path, device: str) -> None:
+def encode_set(vae: AutoencoderKL, folder: Path, count: int, out: Path, device: str) -> None:
     pictures, scenes = load_set(folder)
+    pictures, scenes = pictures[:count], scenes[:count]
     tokenizer = model.tokenizer(KNOWN_WORDS)
     means: list[Tensor] = []
     stds: list[Tensor] = []
-    for first in range(0, len(pictures), 64):
-        x = torch.from_numpy(np.array(pictures[first : first + 64])).permute(0, 3, 1, 2).to(device).float()
+    for first in range(0, len(pictures), BATCH):
+        x = torch.from_numpy(np.array(pictures[first : first + BATCH])).permute(0, 3, 1, 2).to(device).float()
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             latents = vae.encode(x.div(127.5).sub(1).contiguous(memory_format=torch.channels_last)).latent_dist
         means.append(latents.mean.half().cpu())
@@ -62,7 +64,7 @@ def encode_set(vae: AutoencoderKL, folder: Path, out: Path, device: str) -> None
             print(f"{first}/{len(pictures)} encoded", flush=True)
     texts = [text for i, facts in enumerate(scenes) for text in captions_of(scene_of(facts), i)]
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    mean, std = torch.cat(means), torch.cat(stds)
+    mean, std = torch.cat(means).contiguous(), torch.cat(stds).contiguous()
     scaling = 1 / float((mean.float().square() + std.float().square()).mean().sqrt())
     tensors = {"mean": mean, "std": std, "tokens": ids.to(torch.int16).view(len(scenes), CAPTIONS, -1)}
     save_file(tensors, out, {"scaling_factor": json.dumps(scaling)})
@@ -73,11 +75,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--count", type=int, required=True, help="how many of the pictures")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     vae = AutoencoderKL.from_pretrained(args.vae).to(args.device, memory_format=torch.channels_last).eval()
-    encode_set(vae, args.pictures, args.out, args.device)
+    encode_set(vae, args.pictures, args.count, args.out, args.device)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import json
 import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -84,11 +85,11 @@ def scheduler() -> DDIMScheduler:
 
 
 def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges (Sennrich 2016) that make every one of `words` a single token, learnt in order of pair frequency."""
-    spellings = [list(word[:-1]) + [word[-1] + "</w>"] for word in sorted(set(words))]
+    """Byte-pair merges (Sennrich 2016) that make each of `words` a single token, learnt in order of pair frequency."""
+    spellings = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
     merges: list[tuple[str, str]] = []
     while True:
-        pairs = Counter(pair for parts in spellings for pair in zip(parts, parts[1:], strict=False))
+        pairs = Counter(pair for parts in spellings for pair in pairwise(parts))
         if not pairs:
             return merges
         left, right = min(pairs, key=lambda pair: (-pairs[pair], pair))

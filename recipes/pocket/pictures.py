@@ -40,7 +40,7 @@ def _chunk(job: tuple[int, int, Which]) -> tuple[np.ndarray, list[str]]:
 
 
 def draw_set(folder: Path, count: int, seed: int, which: Which, processes: int = 2) -> None:
-    """Draw `count` pictures into FOLDER/pictures.npy [count, 128, 128, 3] and FOLDER/scenes.jsonl; a finished folder is kept."""
+    """Draw into FOLDER/pictures.npy [count, 128, 128, 3] and FOLDER/scenes.jsonl; a finished folder is kept."""
     if (folder / "scenes.jsonl").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)

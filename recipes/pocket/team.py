@@ -81,17 +81,18 @@ class Store:
     gradients: Tensor
 
 
-def slots_of(task: Task) -> list[Slot]:
+def slots_of(module: nn.Module, outer: Sequence[str] = ()) -> list[Slot]:
+    """Where each parameter lies; those whose name holds a part named in `outer` are no hidden matrices."""
     slots, start = [], 0
-    for name, parameter in task.module.named_parameters():
-        matrix = parameter.ndim > 1 and not any(part in name for part in task.outer)
+    for name, parameter in module.named_parameters():
+        matrix = parameter.ndim > 1 and not any(part in name for part in outer)
         slots.append(Slot(name, start, tuple(parameter.shape), matrix))
         start += parameter.numel()
     return slots
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """[m, n] -> roughly the nearest semi-orthogonal matrix, by five Newton-Schulz steps: singular values 0.7 ... 1.2."""
+    """[m, n] -> about the nearest semi-orthogonal matrix, by five Newton-Schulz steps: singular values 0.7 ... 1.2."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.bfloat16()
     tall = x.shape[0] > x.shape[1]
@@ -152,7 +153,7 @@ def work(rank: int, build: Callable[[], Task], plan: Plan, store: Store, first_s
     """One process of the team."""
     torch.set_num_threads(1)
     task = build()
-    slots = slots_of(task)
+    slots = slots_of(task.module, task.outer)
     learning = [slot for slot in slots if not slot.name.startswith(task.frozen)]
     for slot, parameter in zip(slots, task.module.parameters(), strict=True):
         parameter.requires_grad_(slot in learning)
@@ -189,7 +190,7 @@ def work(rank: int, build: Callable[[], Task], plan: Plan, store: Store, first_s
 def train(build: Callable[[], Task], plan: Plan) -> None:
     """Train from STATE/state.pt if it is there, else from `build`'s own weights, to `plan.steps`."""
     task = build()
-    slots, device = slots_of(task), torch.device(plan.device)
+    slots, device = slots_of(task.module), torch.device(plan.device)
     count = slots[-1].stop
     names = ("weights", "average", "first", "second")
     plan.state.mkdir(parents=True, exist_ok=True)
@@ -213,12 +214,11 @@ def train(build: Callable[[], Task], plan: Plan) -> None:
     torch.multiprocessing.spawn(work, (build, plan, store, step, barrier), nprocs=plan.size)
 
 
-def load_average(task: Task, state: Path) -> dict[str, float]:
-    """Put the averaged weights of a state into `task.module`; its extra facts are returned."""
+def load_average(module: nn.Module, state: Path) -> dict[str, float]:
+    """Put the averaged weights of a state into a module of the same parameters; returns the extra facts in it."""
     saved = torch.load(state / "state.pt", weights_only=True, map_location="cpu")
-    slots = slots_of(task)
     with torch.no_grad():
-        for slot, parameter in zip(slots, task.module.parameters(), strict=True):
+        for slot, parameter in zip(slots_of(module), module.parameters(), strict=True):
             parameter.copy_(slot.of(saved["average"]))
     extra: dict[str, float] = saved["extra"]
     return extra

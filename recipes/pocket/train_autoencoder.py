@@ -89,7 +89,7 @@ def lr_at(step: int, steps: int, peak: float) -> float:
 
 def write(task: AutoencoderTask, state: Path) -> None:
     """Print the PSNR of the averaged weights for every style and write them to STATE/vae."""
-    team.load_average(task, state)
+    team.load_average(task.vae, state)
     measured = psnr(task.vae.eval(), task.fresh)
     for style in sorted({scene["style"] for scene in task.scenes}):
         rows = [i for i, scene in enumerate(task.scenes) if scene["style"] == style]

@@ -1,12 +1,11 @@
 """Train pocket's UNet and text encoder together on cached latents: epsilon prediction, classifier-free guidance.
 
-Resumable: STATE/state.pt is replaced every few minutes; batch n depends on n alone. The learning rate is flat for
+Resumable (see `team`); batch n depends on n alone. The learning rate is flat for
 60 % of the steps and falls linearly to nothing, so a run that has not begun to fall can be given more --steps.
 """
 
 import argparse
-import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,8 @@ from diffusers.models.attention_processor import Attention
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from recipes.pocket import model
+from recipes.pocket import model, team
 from recipes.pocket.assemble import KNOWN_WORDS
-from recipes.pocket.muon import Muon
 
 CAPTION_DROPOUT = 0.1
 MIN_SNR = 5.0
@@ -57,7 +55,7 @@ class Diet:
         self.empty = model.tokenizer(KNOWN_WORDS)("", padding="max_length", return_tensors="pt").input_ids[0]
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Scaled latents [n, 4, 16, 16], noise alike, timesteps [n] (one in each n-th of the range), token ids [n, 77]."""
+        """Scaled latents and noise [n, 4, 16, 16], timesteps [n], one in each n-th of the range, token ids [n, 77]."""
         rng = np.random.default_rng([29, step])
         generator = torch.Generator().manual_seed(step)
         rows = torch.from_numpy(rng.integers(0, len(self.mean), size))
@@ -74,11 +72,39 @@ def lr_at(step: int, steps: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / 200, (steps - step) / (0.4 * steps))
 
 
-def named_matrices(networks: nn.ModuleDict) -> Iterator[tuple[nn.Parameter, bool]]:
-    """Each parameter with: is it a hidden weight matrix? Embeddings and the outermost convolutions are not."""
+class UnetTask:
     outer = ("embedding", "conv_in", "conv_out")
-    for name, parameter in networks.named_parameters():
-        yield parameter, parameter.ndim > 1 and not any(part in name for part in outer)
+    frozen: tuple[str, ...] = ()
+
+    def __init__(self, latents: Path, batch_size: int, device: str) -> None:
+        torch.manual_seed(0)
+        self.diet = Diet(latents)
+        self.batch_size, self.device = batch_size, torch.device(device)
+        self.unet = model.unet()
+        self.unet.set_attn_processor(PlainAttention())
+        self.text_encoder = model.text_encoder(model.tokenizer(KNOWN_WORDS))
+        self.module: nn.Module = nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder})
+        self.module.to(self.device, memory_format=torch.channels_last)
+        self.alphas = DDPMScheduler.from_config(model.scheduler().config).alphas_cumprod.to(self.device)
+
+    def loss(self, step: int, rank: int, size: int) -> Tensor:
+        parts = (tensor[rank::size].to(self.device) for tensor in self.diet.batch(step, self.batch_size))
+        latents, noise, timesteps, ids = parts
+        alphas = self.alphas[timesteps]
+        noisy = alphas.sqrt().view(-1, 1, 1, 1) * latents + (1 - alphas).sqrt().view(-1, 1, 1, 1) * noise
+        with torch.autocast(self.device.type, torch.bfloat16):
+            states = self.text_encoder(ids).last_hidden_state
+            noisy = noisy.contiguous(memory_format=torch.channels_last)
+            guess = self.unet(noisy, timesteps, states, return_dict=False)[0]
+        snr = alphas / (1 - alphas)
+        weights = snr.clamp(max=MIN_SNR) / snr  # Hang 2023, for epsilon
+        return (F.mse_loss(guess.float(), noise, reduction="none").mean(dim=(1, 2, 3)) * weights).mean()
+
+    def report(self, average: nn.Module, step: int) -> None:
+        """Nothing to add: the judge speaks of the finished folder."""
+
+    def extra(self) -> dict[str, float]:
+        return {"scaling_factor": self.diet.scaling_factor}
 
 
 def main() -> None:
@@ -87,69 +113,12 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    device = torch.device(args.device)
-    diet = Diet(args.latents)
-    unet = model.unet()
-    unet.set_attn_processor(PlainAttention())
-    networks = nn.ModuleDict({"unet": unet, "text_encoder": model.text_encoder(model.tokenizer(KNOWN_WORDS))})
-    networks.to(device, memory_format=torch.channels_last)
-    average = torch.optim.swa_utils.AveragedModel(networks, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA))
-    sorted_ = list(named_matrices(networks))
-    optimizer = Muon([p for p, matrix in sorted_ if matrix], [p for p, matrix in sorted_ if not matrix], args.lr)
-    alphas_cumprod = DDPMScheduler.from_config(model.scheduler().config).alphas_cumprod.to(device)
-    args.state.mkdir(parents=True, exist_ok=True)
-    file = args.state / "state.pt"
-    step = 0
-    if file.exists():
-        saved = torch.load(file, weights_only=True, map_location=device)
-        networks.load_state_dict(saved["networks"])
-        average.load_state_dict(saved["averaged"])
-        optimizer.load_state_dict(saved["optimizer"])
-        step = saved["step"]
-
-    def save() -> None:
-        averaged = {name: net.state_dict() for name, net in average.module.items()}  # type: ignore[operator, union-attr]
-        state = {"networks": networks.state_dict(), "averaged": average.state_dict(), "average": averaged}
-        state |= {"optimizer": optimizer.state_dict(), "step": step, "scaling_factor": diet.scaling_factor}
-        torch.save(state, file.with_suffix(".part"))
-        file.with_suffix(".part").rename(file)
-
-    begun = told_at = saved_at = time.monotonic()
-    first, running = step, 0.0
-    while step < args.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(step, args.steps, args.lr)
-        latents, noise, timesteps, ids = (tensor.to(device) for tensor in diet.batch(step, args.batch))
-        alphas = alphas_cumprod[timesteps]
-        noisy = alphas.sqrt().view(-1, 1, 1, 1) * latents + (1 - alphas).sqrt().view(-1, 1, 1, 1) * noise
-        with torch.autocast(device.type, torch.bfloat16):
-            states = networks["text_encoder"](ids).last_hidden_state
-            guess = unet(noisy.contiguous(memory_format=torch.channels_last), timesteps, states, return_dict=False)[0]
-        snr = alphas / (1 - alphas)
-        weights = snr.clamp(max=MIN_SNR) / snr  # Hang 2023, for epsilon
-        loss = (F.mse_loss(guess.float(), noise, reduction="none").mean(dim=(1, 2, 3)) * weights).mean()
-        loss.backward()
-        nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        average.update_parameters(networks)
-        step += 1
-        running = loss.item() if step == first + 1 else 0.98 * running + 0.02 * loss.item()
-        now = time.monotonic()
-        if now - told_at > 30 or step == args.steps:
-            told_at = now
-            rate = args.batch * (step - first) / (now - begun)
-            print(f"step {step}/{args.steps} loss {running:.4f} {rate:.1f} pictures/s {now - begun:.0f} s", flush=True)
-        if now - saved_at > 240 or step == args.steps:
-            saved_at = now
-            save()
+    build = partial(UnetTask, args.latents, args.batch, args.device)
+    team.train(build, team.Plan(args.state, args.steps, partial(lr_at, peak=args.lr), EMA, args.processes, args.device))
 
 
 if __name__ == "__main__":
