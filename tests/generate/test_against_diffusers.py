@@ -1,5 +1,7 @@
 """Our engine and diffusers' own pipeline draw the same picture, from the same folder and from the same adapter file."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,12 +26,11 @@ def pipe(model: Model) -> Any:
     return pipe
 
 
-def draw_with_diffusers(pipe: Any, model: Model, sampler: str) -> np.ndarray:
+def draw_with_diffusers(pipe: Any, scheduler_config: Mapping[str, Any], sampler: str) -> np.ndarray:
     import diffusers
 
     row = sampler_named(sampler)
-    original = diffusers.DDIMScheduler.from_pretrained(model.folder, subfolder="scheduler")
-    pipe.scheduler = getattr(diffusers, row.scheduler_class).from_config(original.config, **row.options)
+    pipe.scheduler = getattr(diffusers, row.scheduler_class).from_config(scheduler_config, **row.options)
     out = pipe(
         PROMPT,
         negative_prompt=NEGATIVE,
@@ -40,16 +41,35 @@ def draw_with_diffusers(pipe: Any, model: Model, sampler: str) -> np.ndarray:
     return np.asarray(out.images[0]).astype(int)
 
 
+def own_config(model: Model) -> Mapping[str, Any]:
+    """The base's noise schedule as diffusers itself reads it."""
+    import diffusers
+
+    return diffusers.DDIMScheduler.from_pretrained(model.folder, subfolder="scheduler").config
+
+
 def request(sampler: str, *loras: LoraUse) -> Request:
     return Request(PROMPT, NEGATIVE, SEED, STEPS, GUIDANCE, sampler=sampler, loras=loras)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_base_alone_draws_the_same_picture(pipe: Any, model: Model, engine: Engine, sampler: str) -> None:
-    theirs = draw_with_diffusers(pipe, model, sampler)
+    theirs = draw_with_diffusers(pipe, own_config(model), sampler)
     ours = np.asarray(engine.draw([request(sampler)])[0].image).astype(int)
     assert ours.shape == theirs.shape == (128, 128, 3)
     assert np.abs(ours - theirs).mean() < 0.01
+    assert np.abs(ours - theirs).max() <= 2
+
+
+def test_a_base_that_predicts_velocity_draws_the_same_picture(pipe: Any, model: Model, engine: Engine) -> None:
+    """Stable Diffusion 2's 768 px base: its scheduler config alone says how the prediction is meant."""
+    import diffusers
+
+    engine.close()
+    config = model.scheduler_config | {"prediction_type": "v_prediction"}
+    other = Engine(replace(model, scheduler_config=config))
+    ours = np.asarray(other.draw([request("euler")])[0].image).astype(int)
+    theirs = draw_with_diffusers(pipe, diffusers.DDIMScheduler.from_config(config).config, "euler")
     assert np.abs(ours - theirs).max() <= 2
 
 
@@ -57,12 +77,12 @@ def test_our_adapter_file_loaded_by_diffusers_draws_the_same_picture(
     pipe: Any, model: Model, engine: Engine, style: LoraUse
 ) -> None:
     pytest.importorskip("peft")
-    base = draw_with_diffusers(pipe, model, "ddim")
+    base = draw_with_diffusers(pipe, own_config(model), "ddim")
     pipe.load_lora_weights(style.path, adapter_name="style")
     assert pipe.get_list_adapters() == {"unet": ["style"], "text_encoder": ["style"]}
     for strength in (1.0, 0.6):
         pipe.set_adapters(["style"], [strength])
-        theirs = draw_with_diffusers(pipe, model, "ddim")
+        theirs = draw_with_diffusers(pipe, own_config(model), "ddim")
         ours = np.asarray(engine.draw([request("ddim", style.at(strength))])[0].image).astype(int)
         change = np.abs(theirs - base).mean()
         assert change > 1, "the adapter does change the picture"

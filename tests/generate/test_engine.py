@@ -14,7 +14,7 @@ from diffusion_lora.generate.request import LoraUse, Request
 from diffusion_lora.generate.samplers import SAMPLERS
 from diffusion_lora.lora.adapter import write_adapter
 
-STEPS = 4
+STEPS = 3
 
 
 def pixels(picture: Picture) -> np.ndarray:
@@ -82,6 +82,13 @@ def test_requests_of_other_sizes_and_samplers_come_back_in_their_order(engine: E
     pictures = engine.draw(requests)
     assert [picture.image.size for picture in pictures] == [(128, 64), (128, 128), (128, 64)]
     assert [picture.request.seed for picture in pictures] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (72, 136), (200, 104)])
+def test_any_multiple_of_8_is_drawn(engine: Engine, width: int, height: int) -> None:
+    """No check of the libraries under us must reach the user: what a request allows is drawn."""
+    (picture,) = engine.draw([Request("a cup", steps=1, width=width, height=height)])
+    assert picture.image.size == (width, height)
 
 
 def test_text_strength_acts_on_the_text_encoder_alone(engine: Engine, style: LoraUse) -> None:
@@ -245,3 +252,17 @@ def test_an_adapter_of_another_family_is_refused_by_name(engine: Engine, model: 
     with pytest.raises(AdapterFileError, match=r"Stable Diffusion 1 .* pocket"):
         engine.draw([Request(loras=(LoraUse("real", tmp_path / "real.safetensors"),))])
     engine.draw([Request(steps=1)])
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA on this machine")
+def test_a_gpu_draws_what_the_cpu_draws(engine: Engine, style: LoraUse, hero: LoraUse) -> None:
+    """Noise comes from the CPU, so a seed means the same picture on every device."""
+    requests = [
+        Request("a red cat on a sky background", seed=1, loras=(style.at(0.5),)),
+        Request("a blue car", seed=2, sampler="ddim", loras=(hero.at(0.7, text_strength=0.0),)),
+    ]
+    expected = engine.draw(requests)
+    for dtype, share in (("fp32", 0.05), ("auto", 0.2), ("bf16", 0.5)):
+        drawn = Engine(load_base("pocket", device="cuda", dtype=dtype)).draw(requests)
+        assert all(latent_difference(ours, theirs) < share for ours, theirs in zip(drawn, expected, strict=True)), dtype
