@@ -79,7 +79,7 @@ def pixel(stage: Stage) -> Array:
     inside = np.asarray(solid)[..., None] > 0
     around = np.pad(inside, ((1, 1), (1, 1), (0, 0)))
     contour = (around[:-2, 1:-1] | around[2:, 1:-1] | around[1:-1, :-2] | around[1:-1, 2:]) & ~inside
-    dark = mix(stage.front[-1].base, (30, 22, 46), 0.68)
+    dark = mix(stage.front[-1].base, (30, 22, 46), 0.68) if stage.front else _WHITE
     blocks = np.where(inside, few(_opaque(front), 14), np.where(contour, np.array(dark, np.uint8), back))
     picture = Image.fromarray(blocks.astype(np.uint8)).resize((stage.size, stage.size), Image.Resampling.NEAREST)
     return np.asarray(picture, np.float32)
