@@ -8,11 +8,12 @@ Base = config, run, events, images, errors, layouts: no torch.
     families                 lora, diffusion, base
     generate                 families, lora, diffusion, base          (does not know that training exists)
     train                    families, data, lora, diffusion, base    (does not know the generator)
+    faces                    base and the torch-free parts
     demo                     all of them
     cli                      all of them, inside its command functions
 
-Base, data.folder, lora.header, lora.formats, generate.request and generate.infotext import no torch, so this file and the
-`__init__` of every room import nothing: `diffusion-lora --help` answers before torch could have been loaded.
+Base, data.folder, lora.header, lora.formats, generate.request and generate.infotext import no torch, so this file and
+the `__init__` of every room import nothing: `diffusion-lora --help` answers before torch could have been loaded.
 
 Third parties have walls: diffusers only in families and generate, transformers only in families, bitsandbytes only in
 train.optimizers; nothing imports sqlite3, subprocess or peft. Nothing runs at import.
