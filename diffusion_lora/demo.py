@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 STYLE_PROMPTS = (
     "a red cat on a sky background",
-    "a big blue house on a snow background",
+    "a big pink house on a snow background",
     "a yellow boat on a beach background",
     "a green tree and a pink flower on a meadow background",
     "a purple umbrella on a night background",
