@@ -21,6 +21,7 @@ from typing import Any
 
 from diffusion_lora.config import TrainConfig, load_train_config, setting_differences, to_toml
 from diffusion_lora.errors import OutputError, RunError
+from diffusion_lora.events import read_events
 
 # What may change when a run goes on: its length, its place and its by-products. Anything else would make the first half
 # of the run a different run from the second.
@@ -36,13 +37,13 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, config: TrainConfig) -> Run:
-        """Start a new run in an empty or new folder.
+        """Start a new run in an empty or new folder, or in place of one that ended before its first step.
 
-        Raises RunError if the folder holds anything, OutputError if it cannot be made or written.
+        Raises RunError if the folder holds anything else, OutputError if it cannot be made or written.
         """
         folder = Path(folder).absolute()
         _make_folder(folder)
-        if any(folder.iterdir()):
+        if any(folder.iterdir()) and not _never_began(folder):
             raise RunError(f"{folder} is not empty: add --resume to go on with the run in it, or name another folder")
         for name in ("checkpoints", "previews"):
             _make_folder(folder / name)
@@ -59,13 +60,13 @@ class Run:
 
     @classmethod
     def resume(cls, folder: Path, config: TrainConfig) -> Run:
-        """The run in a folder, to go on with this configuration; a new one if the folder is empty or missing.
+        """The run in a folder, to go on with this configuration; a new one if it has not taken a step yet.
 
         The length, the device, checkpoints, previews and the output's name may differ from what the run was started
         with (the older file is kept as config.N.toml); anything else raises RunError.
         """
         folder = Path(folder).absolute()
-        if not (folder / "config.toml").is_file():
+        if not (folder / "config.toml").is_file() or _never_began(folder):
             return cls.create(folder, config)
         run = cls.open(folder)
         differences = setting_differences(run.config, config)
@@ -145,6 +146,17 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _never_began(folder: Path) -> bool:
+    """Whether a folder holds nothing but a run that ended before its first step, say over a wrong dataset.path."""
+    names = {entry.name for entry in folder.iterdir()}
+    made = {"config.toml", "checkpoints", "previews"}
+    return (
+        made <= names <= made | {"events.jsonl", "log.txt"}
+        and not any(any((folder / name).iterdir()) for name in ("checkpoints", "previews"))
+        and all(event["kind"] != "step" for event in read_events(folder, current=False))
+    )
 
 
 def _make_folder(folder: Path) -> None:

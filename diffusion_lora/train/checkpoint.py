@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from diffusion_lora.errors import RunError
+from diffusion_lora.lora.trainable import TrainableAdapter
 from diffusion_lora.run import Run, cannot_write, write_atomically
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
@@ -30,7 +29,7 @@ def checkpoints(run: Run) -> list[tuple[int, Path]]:
 def save_checkpoint(
     run: Run,
     step: int,
-    segments: Mapping[str, nn.Parameter],
+    adapter: TrainableAdapter,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     *,
@@ -42,7 +41,8 @@ def save_checkpoint(
     """
     state = {
         "step": step,
-        "segments": {name: parameter.detach().cpu() for name, parameter in segments.items()},
+        "layout": _layout(adapter),
+        "segments": {name: parameter.detach().cpu() for name, parameter in adapter.segments.items()},
         "optimizer_name": type(optimizer).__name__,
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
@@ -62,19 +62,19 @@ def save_checkpoint(
 
 def load_checkpoint(
     path: Path,
-    segments: Mapping[str, nn.Parameter],
+    adapter: TrainableAdapter,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> int:
     """Put everything back in place and return the step. Raises RunError if the file does not fit, or is damaged."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        sizes = {name: tensor.numel() for name, tensor in state["segments"].items()}
+        layout = state["layout"]
     except Exception as error:  # torch raises a dozen different ones for a damaged file
         raise RunError(
             f"the checkpoint {path} is damaged ({type(error).__name__}): delete it to go on from the one before"
         ) from error
-    if sizes != {name: parameter.numel() for name, parameter in segments.items()}:
+    if layout != _layout(adapter):
         raise RunError(f"the checkpoint {path} was made with other lora settings than the run's config.toml has now")
     if state["optimizer_name"] != type(optimizer).__name__:
         raise RunError(
@@ -82,8 +82,13 @@ def load_checkpoint(
             "used: go on where bitsandbytes is as it was when the run started"
         )
     with torch.no_grad():
-        for name, parameter in segments.items():
+        for name, parameter in adapter.segments.items():
             parameter.copy_(state["segments"][name])
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     return int(state["step"])
+
+
+def _layout(adapter: TrainableAdapter) -> dict[str, list[list[int]]]:
+    """Which matrices the flat segments hold: equal lengths alone do not say that they are the same ones."""
+    return {key: [list(down.shape), list(up.shape)] for key, (down, up) in adapter.layers.items()}

@@ -11,6 +11,7 @@ or an adapter is made of is not known here.
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ def train(run: Run, config: TrainConfig, *, resume: bool = False, progress: Prog
     optimizer, note = build_optimizer(config.optimizer, adapter.segments)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
-    step = load_checkpoint(saved[-1][1], adapter.segments, optimizer, scaler) if saved else 0
+    step = load_checkpoint(saved[-1][1], adapter, optimizer, scaler) if saved else 0
     steps, pictures_per_step = config.train.steps, config.train.batch_size * config.train.accumulation
     tell("start", **_start_facts(config, ready, optimizer))
     for sentence in (*ready.notes, *([note] if note else [])):
@@ -125,15 +126,14 @@ def train(run: Run, config: TrainConfig, *, resume: bool = False, progress: Prog
             # --- once in a while: a checkpoint ------------------------------------------------------------------------
             due = config.checkpoint.every and step % config.checkpoint.every == 0
             if due or step == steps or stop.requested:
-                path = save_checkpoint(run, step, adapter.segments, optimizer, scaler, keep=config.checkpoint.keep)
+                path = save_checkpoint(run, step, adapter, optimizer, scaler, keep=config.checkpoint.keep)
                 tell("checkpoint", step=step, path=str(path.relative_to(run.folder)))
 
             # --- once: Ctrl-C -----------------------------------------------------------------------------------------
             if stop.requested and step < steps:
                 tell("stop", step=step, reason="asked to stop")
-                raise RunInterrupted(
-                    f"stopped and saved at step {step} of {steps}; go on with: diffusion-lora run {run.folder}"
-                )
+                go_on = f"diffusion-lora run {shlex.quote(str(run.folder))}"
+                raise RunInterrupted(f"stopped and saved at step {step} of {steps}; go on with: {go_on}")
 
     metadata = training_metadata(config, _facts(run, ready, optimizer, step))
     write_adapter(ready.bank.export(adapter.name, metadata), run.adapter_path, config.output.dtype)

@@ -49,6 +49,7 @@ def test_no_run_in_a_folder_is_said(tmp_path: Path) -> None:
 def test_a_run_may_grow_but_not_become_another_run(config: TrainConfig, tmp_path: Path) -> None:
     """If the rank could change on the way, the second half would not be the run that the folder describes."""
     run = Run.create(tmp_path / "run", config)
+    run.emit("step", step=1, loss=1.0)
     before = (run.folder / "config.toml").read_bytes()
     with pytest.raises(RunError, match=r"was started with lora\.rank = 16, not 8"):
         Run.resume(run.folder, changed(config, "lora", rank=8))
@@ -57,6 +58,18 @@ def test_a_run_may_grow_but_not_become_another_run(config: TrainConfig, tmp_path
     assert (run.folder / "config.1.toml").read_bytes() == before
     Run.resume(run.folder, longer.config)
     assert not (run.folder / "config.2.toml").exists()
+
+
+def test_a_run_that_ended_before_its_first_step_may_be_started_anew(config: TrainConfig, tmp_path: Path) -> None:
+    """Else a misspelt dataset.path would block the folder: not empty, and not to be resumed with another path."""
+    run = Run.create(tmp_path / "run", config)
+    run.emit("problem", picture="a.png", text="broken")
+    mended = changed(config, "dataset", path="/mended")
+    assert Run.create(run.folder, mended).config == Run.open(run.folder).config == mended
+    assert Run.resume(run.folder, config).config == config
+    (run.folder / "precious.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(RunError, match="is not empty"):
+        Run.create(run.folder, config)
 
 
 def test_resuming_an_empty_folder_starts_a_run(config: TrainConfig, tmp_path: Path) -> None:
