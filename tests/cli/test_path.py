@@ -56,7 +56,8 @@ def test_train_then_generate_then_grid(command_line: CommandLine, folder: Path) 
     command = ("grid", "a red star", "a blue star", "--lora", f"{lora}:0,1", "--steps", 2, "--out", "sheet.png")
     sheet = command_line(*command)
     assert sheet.returncode == 0, sheet.stderr
-    assert Image.open(folder / "sheet.png").width > 2 * 128
+    with Image.open(folder / "sheet.png") as image:
+        assert image.width > 2 * 128
     again = command_line(*command)
     assert again.returncode == 2
     assert "exists already" in again.stderr
