@@ -89,15 +89,7 @@ def train(
     overrides += [f"train.device={device}"] if device is not None else []
     settled = load_train_config(_config_path(config), overrides)
     folder = out or Path("runs", settled.output.name)
-    if resume:
-        _train(Run.resume(folder, settled), resume=True)
-        return
-    started = Run.create(folder, settled)
-    try:
-        _train(started, resume=False)
-    except (UserError, KeyboardInterrupt):
-        _withdraw_unstarted(started)
-        raise
+    _train(Run.resume(folder, settled) if resume else Run.create(folder, settled), resume=resume)
 
 
 @app.command()
@@ -271,18 +263,6 @@ def _train(run: "Run", *, resume: bool) -> None:
     with watch_training(console) as progress:
         path = train(run, run.config, resume=resume, progress=progress)
     _say(console, f"adapter: {path}")
-
-
-def _withdraw_unstarted(run: "Run") -> None:
-    """Take away a new run that never began (no pictures, no base): the corrected command then works as it was typed."""
-    from diffusion_lora.events import read_events
-
-    if any(event["kind"] == "start" for event in read_events(run.folder)):
-        return
-    for name in ("config.toml", "events.jsonl", "log.txt"):
-        (run.folder / name).unlink(missing_ok=True)
-    for folder in (run.folder / "checkpoints", run.folder / "previews", run.folder):
-        folder.rmdir()
 
 
 def _engine(base: str, device: str | None, precision: str) -> "Engine":
