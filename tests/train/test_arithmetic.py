@@ -1,0 +1,37 @@
+"""The way a forward pass is computed is a matter of speed and rounding, never of meaning."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffusion_lora.config import TrainTable
+from diffusion_lora.train.arithmetic import arithmetic
+
+CPU = torch.device("cpu")
+
+
+def attend(qkv: Tensor) -> tuple[Tensor, Tensor]:
+    qkv = qkv.clone().requires_grad_()
+    out = F.scaled_dot_product_attention(*qkv)
+    out.square().sum().backward()
+    assert qkv.grad is not None
+    return out.detach(), qkv.grad
+
+
+def test_plain_attention_over_short_sequences_is_the_fused_one_forward_and_backward() -> None:
+    qkv = torch.randn(3, 2, 4, 64, 16, generator=torch.Generator().manual_seed(0))
+    fused = attend(qkv)
+    with arithmetic(TrainTable(precision="fp32"), CPU, tokens=64):
+        plain = attend(qkv)
+    for ours, theirs in zip(plain, fused, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize("tokens", [64, 4096])
+def test_the_precision_holds_inside_the_context_only(precision: str, dtype: torch.dtype, tokens: int) -> None:
+    layer = torch.nn.Linear(4, 4)
+    with arithmetic(TrainTable(precision=precision), CPU, tokens):
+        assert layer(torch.ones(1, 4)).dtype == dtype
+    assert layer(torch.ones(1, 4)).dtype == torch.float32
