@@ -10,10 +10,11 @@ batch (Hu et al. 2021 for the layer; `lora/layer.py` for the gate).
 Not here: files of pictures (`picture`), their text (`infotext`), sheets (`grid`), and how a base is loaded.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,9 +22,10 @@ from torch import Tensor
 
 from diffusion_lora.errors import DeviceError, PromptError
 from diffusion_lora.families.family import Conditioning, Model, decode, encode_text, predict, tokens
+from diffusion_lora.families.quiet import quiet
 from diffusion_lora.generate.picture import Picture
 from diffusion_lora.generate.request import Request
-from diffusion_lora.generate.samplers import sampler_named
+from diffusion_lora.generate.samplers import Sampler, sampler_named
 from diffusion_lora.generate.shelf import Mix, Shelf
 
 Progress = Callable[[int, int], None]
@@ -167,7 +169,7 @@ class Engine:
         """Latents [B, C, h, w] in fp32 after all steps."""
         model, first = self.model, requests[0]
         shape = model.latent_shape(first.height, first.width)
-        scheduler = sampler_named(first.sampler).scheduler(model.scheduler_config)
+        scheduler = _scheduler(sampler_named(first.sampler), model.scheduler_config)
         scheduler.set_timesteps(first.steps, device=model.device)
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
@@ -246,6 +248,14 @@ class _Counter:
         self.done += 1
         if self._progress:
             self._progress(self.done, self.total)
+
+
+def _scheduler(sampler: Sampler, config: Mapping[str, Any]) -> Any:
+    """A fresh diffusers scheduler for a base with this config."""
+    quiet()
+    import diffusers  # after quiet(), or it chatters
+
+    return getattr(diffusers, sampler.scheduler_class).from_config(dict(config), **sampler.options)
 
 
 def _evaluations(batch: Sequence[_Job]) -> int:

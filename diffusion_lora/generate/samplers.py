@@ -1,6 +1,6 @@
 """The samplers by name: which scheduler of diffusers each is, and what AUTOMATIC1111's web UI calls it.
 
-The table knows no torch; `Sampler.scheduler` imports diffusers when it is called.
+Names only, and no torch: the engine makes the scheduler.
 """
 
 from collections.abc import Mapping
@@ -24,15 +24,6 @@ class Sampler:
     def evaluations(self, steps: int) -> int:
         """How often the model is asked: a second-order step asks twice, but for the last one."""
         return 2 * steps - 1 if self.second_order else steps
-
-    def scheduler(self, scheduler_config: Mapping[str, Any]) -> Any:
-        """A fresh diffusers scheduler for a base with this config."""
-        from diffusion_lora.families.quiet import quiet
-
-        quiet()
-        import diffusers
-
-        return getattr(diffusers, self.scheduler_class).from_config(dict(scheduler_config), **self.options)
 
 
 _KARRAS = {"use_karras_sigmas": True}

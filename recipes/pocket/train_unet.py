@@ -84,7 +84,8 @@ class UnetTask:
         self.unet.set_attn_processor(PlainAttention())
         self.text_encoder = model.text_encoder(model.tokenizer(KNOWN_WORDS))
         self.module: nn.Module = nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder})
-        self.module.to(self.device, memory_format=torch.channels_last)
+        # The stubs of Module.to do not know the keyword.
+        self.module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.alphas = DDPMScheduler.from_config(model.scheduler().config).alphas_cumprod.to(self.device)
 
     def loss(self, step: int, rank: int, size: int) -> Tensor:
