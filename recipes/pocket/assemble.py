@@ -38,7 +38,10 @@ def assemble(vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPT
     words = {"objects": OBJECTS, "colours": tuple(COLOURS), "backgrounds": BACKGROUNDS, "styles": STYLES}
     (folder / "words.json").write_text(json.dumps(words, indent=1) + "\n")
     (folder / "version").write_text(VERSION + "\n")
-    weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    files = list(folder.rglob("*.safetensors"))
+    for path in files:
+        path.chmod(0o644)  # safetensors writes for its owner alone
+    weights = sum(path.stat().st_size for path in files)
     if weights > LIMIT_BYTES:
         raise SystemExit(f"{folder}: {weights} bytes of weights, more than {LIMIT_BYTES}: make the networks narrower")
     return weights
