@@ -35,6 +35,10 @@ def assemble(vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPT
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(folder)
     model.write_tokenizer(tokenizer, KNOWN_WORDS, folder / "tokenizer")
+    for config in folder.glob("*/config.json"):
+        facts = json.loads(config.read_text())
+        facts.pop("_name_or_path", None)  # where the weights lay on the machine that trained them
+        config.write_text(json.dumps(facts, indent=2) + "\n")
     words = {"objects": OBJECTS, "colours": tuple(COLOURS), "backgrounds": BACKGROUNDS, "styles": STYLES}
     (folder / "words.json").write_text(json.dumps(words, indent=1) + "\n")
     (folder / "version").write_text(VERSION + "\n")
