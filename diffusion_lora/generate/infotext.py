@@ -122,22 +122,38 @@ def png_chunks(request: Request) -> PngInfo:
 
 def to_json(request: Request) -> str:
     """The request as JSON; `from_json` gives back an equal one."""
-    fields = asdict(request)
-    for use in fields["loras"]:
-        use["path"] = _below_home(Path(use["path"]))
-    if fields["base"] and Path(fields["base"]).is_absolute():
-        fields["base"] = _below_home(Path(fields["base"]))
-    return json.dumps({"format": _FORMAT, "version": __version__, "request": fields}, ensure_ascii=False)
+    return json.dumps(
+        {"format": _FORMAT, "version": __version__, "request": request_fields(request)}, ensure_ascii=False
+    )
 
 
 def from_json(text: str) -> Request:
     """The request that `to_json` wrote. Raises PromptError for anything else."""
     try:
-        fields: dict[str, Any] = json.loads(text)["request"]
-        loras = tuple(LoraUse(**use) for use in fields.pop("loras"))
-        return Request(**fields, loras=loras)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        fields = json.loads(text)["request"]
+    except (ValueError, KeyError, TypeError) as error:
         raise PromptError(f"the request in the picture is damaged, or of a newer version ({error})") from error
+    return request_from_fields(fields)
+
+
+def request_fields(request: Request) -> dict[str, Any]:
+    """The request as the object that stands in our JSON, paths below the home folder with `~`."""
+    fields = asdict(request)
+    for use in fields["loras"]:
+        use["path"] = _below_home(Path(use["path"]))
+    if fields["base"] and Path(fields["base"]).is_absolute():
+        fields["base"] = _below_home(Path(fields["base"]))
+    return fields
+
+
+def request_from_fields(fields: Mapping[str, Any]) -> Request:
+    """The request of such an object; what it leaves out has its default. Raises PromptError for anything else."""
+    try:
+        values = dict(fields)
+        loras = tuple(LoraUse(**use) for use in values.pop("loras", ()))
+        return Request(**values, loras=loras)
+    except (ValueError, TypeError) as error:
+        raise PromptError(f"the request is damaged, or of a newer version ({error})") from error
 
 
 def read_request(path: Path) -> Request:
