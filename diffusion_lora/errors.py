@@ -9,7 +9,8 @@
     │   └── RunInterrupted      Ctrl-C or SIGTERM: everything is saved, the sentence says how to go on
     ├── OutputError            a place that cannot be written: below a file, no permission, disk full
     ├── PromptError            a prompt or a request for a picture
-    └── DeviceError            a device that is not there, or lacks what was asked of it
+    ├── DeviceError            a device that is not there, or lacks what was asked of it
+    └── ServiceError           the page, the engine or the worker: an address, a port, a process that does not start
 
 `str(error)` is the sentence; there is nothing else to format. Anything that is not a `UserError` is a bug and keeps its
 traceback.
@@ -54,3 +55,7 @@ class PromptError(UserError):
 
 class DeviceError(UserError):
     """A compute device that is missing or unable."""
+
+
+class ServiceError(UserError):
+    """A process that serves (page, engine, worker) and cannot be started, reached or placed where it was asked to."""
