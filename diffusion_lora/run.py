@@ -6,6 +6,9 @@
     checkpoints/    states from which the run goes on exactly
     previews/       pictures drawn on the way
     adapter.safetensors
+    inbox/          what others ask of the process at work (see `inbox`)
+    run.lock        held by the process at work; run.json says which one that is
+    console.txt     what a process started by the queue printed
 
 This module knows the folder, not what the run computes. No torch here.
 """
@@ -15,6 +18,8 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,7 @@ from typing import Any
 from diffusion_lora.config import TrainConfig, load_train_config, setting_differences, to_toml
 from diffusion_lora.errors import OutputError, RunError
 from diffusion_lora.events import read_events
+from diffusion_lora.processes import Process, Taken, only_one, owner
 
 # What may change when a run goes on: its length, its place and its by-products. Anything else would make the first half
 # of the run a different run from the second.
@@ -39,9 +45,11 @@ class Run:
     def create(cls, folder: Path, config: TrainConfig) -> Run:
         """Start a new run in an empty or new folder, or in place of one that ended before its first step.
 
-        Raises RunError if the folder holds anything else, OutputError if it cannot be made or written.
+        Raises RunError if the folder holds anything else, or somebody is at work in it; OutputError if it cannot be
+        made or written.
         """
         folder = Path(folder).absolute()
+        _refuse_if_busy(folder)
         _make_folder(folder)
         if any(folder.iterdir()) and not _never_began(folder):
             raise RunError(f"{folder} is not empty: add --resume to go on with the run in it, or name another folder")
@@ -66,6 +74,7 @@ class Run:
         with (the older file is kept as config.N.toml); anything else raises RunError.
         """
         folder = Path(folder).absolute()
+        _refuse_if_busy(folder)
         if not (folder / "config.toml").is_file() or _never_began(folder):
             return cls.create(folder, config)
         run = cls.open(folder)
@@ -85,6 +94,18 @@ class Run:
     @property
     def adapter_path(self) -> Path:
         return self.folder / "adapter.safetensors"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the one process at work on the run, for the length of the block.
+
+        Raises RunError naming the process that is at work already, OutputError.
+        """
+        try:
+            with only_one(_lock_of(self.folder)):
+                yield
+        except Taken as error:
+            raise _busy(self.folder, error.owner) from None
 
     def emit(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Append one event and return it. Values must be JSON; a number that is not finite is given as text."""
@@ -110,6 +131,11 @@ class Run:
                     raise OSError(f"only a part of the line was written to {path}")
         except OSError as error:
             raise cannot_write(path, error) from error
+
+
+def run_owner(folder: Path) -> Process | None:
+    """The living process at work on the run in a folder, if there is one."""
+    return owner(_lock_of(folder))
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -148,12 +174,27 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def _lock_of(folder: Path) -> Path:
+    return folder / "run.lock"
+
+
+def _refuse_if_busy(folder: Path) -> None:
+    process = run_owner(folder)
+    if process is not None:
+        raise _busy(folder, process)
+
+
+def _busy(folder: Path, process: Process | None) -> RunError:
+    who = f"the process {process.pid}" if process else "another process"
+    return RunError(f"{who} is at work on the run in {folder} already: wait for it, or stop it first")
+
+
 def _never_began(folder: Path) -> bool:
     """Whether a folder holds nothing but a run that ended before its first step, say over a wrong dataset.path."""
     names = {entry.name for entry in folder.iterdir()}
     made = {"config.toml", "checkpoints", "previews"}
     return (
-        made <= names <= made | {"events.jsonl", "log.txt"}
+        made <= names <= made | {"events.jsonl", "log.txt", "inbox", "run.lock", "console.txt"}
         and not any(any((folder / name).iterdir()) for name in ("checkpoints", "previews"))
         and all(event["kind"] != "step" for event in read_events(folder, current=False))
     )
