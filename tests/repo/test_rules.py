@@ -87,3 +87,22 @@ def test_install_is_quick_the_second_time(tmp_path: Path) -> None:
 
 def test_ci_runs_the_tests() -> None:
     assert (CHECKOUT / ".ci" / "run").read_text(encoding="utf-8").rstrip().endswith('/scripts/test"')
+
+
+def test_ci_lets_no_test_of_the_page_skip() -> None:
+    """tests/ui skips without a browser, unless CI is set."""
+    assert "export CI=1" in (CHECKOUT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_a_browser_that_is_there_is_found_at_once(tmp_path: Path) -> None:
+    """And one that is named but not there is not replaced in silence."""
+    browser = tmp_path / "browser"
+    browser.write_text("#!/bin/sh\n", encoding="utf-8")
+    environment = {**os.environ, "DIFFUSION_LORA_BROWSER": str(browser)}
+    command = [CHECKOUT / "scripts" / "browser"]
+    missing = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert missing.returncode == 1
+    assert str(browser) in missing.stderr
+    browser.chmod(0o755)
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout == f"{browser}\n"
