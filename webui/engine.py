@@ -11,7 +11,6 @@ process up for every call, and says what it finds in events and statuses instead
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -20,8 +19,8 @@ from diffusion_lora.generate.infotext import request_fields
 from diffusion_lora.generate.request import Request
 from diffusion_lora.generate.wire import (
     Cancelled,
-    Drawn,
     DrawingEvent,
+    Drawn,
     End,
     EngineStatus,
     Failed,
@@ -41,8 +40,8 @@ from diffusion_lora.workspace import Workspace
 __all__ = [
     "Cancelled",
     "Card",
-    "Drawn",
     "DrawingEvent",
+    "Drawn",
     "End",
     "EngineClient",
     "EngineStatus",
@@ -59,12 +58,13 @@ _STARTING = "The engine is starting."
 _ANSWER_S = 5.0
 
 
-@dataclass(frozen=True)
 class _Gone(Exception):  # noqa: N818 -- never leaves this module
     """There is no engine, or it does not answer; `down` when its process is gone."""
 
-    text: str
-    down: bool = True
+    def __init__(self, text: str, *, down: bool) -> None:
+        super().__init__(text)
+        self.text = text
+        self.down = down
 
 
 class EngineClient:
@@ -152,8 +152,8 @@ class EngineClient:
 
     def _presence(self) -> Presence:
         presence = read(self.workspace, "engine")
-        if presence is None or not alive(presence.pid, presence.started):
-            raise _Gone(_DOWN)
+        if presence is None:
+            raise _Gone(_DOWN, down=True)
         return presence
 
 

@@ -1,1 +1,1 @@
-"""From a request to a picture: `request`, `infotext` and `samplers` know no torch; `engine` draws, `grid` lays out."""
+"""From a request to a picture: `engine` draws, `grid` lays out; `request`, `infotext`, `wire` know no torch."""

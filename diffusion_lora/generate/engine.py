@@ -7,6 +7,8 @@ Row b of a batch is the picture that its request gives alone: noise comes from a
 are encoded under their own text encoder mix, and every rank row of every adapter has its own gate for every row of the
 batch (Hu et al. 2021 for the layer; `lora/layer.py` for the gate).
 
+Somebody may watch: `watch` gets glimpses between steps (`preview`), and what a callback raises ends the drawing.
+
 Not here: files of pictures (`picture`), their text (`infotext`), sheets (`grid`), and how a base is loaded.
 """
 
@@ -24,6 +26,7 @@ from diffusion_lora.errors import DeviceError, PromptError
 from diffusion_lora.families.family import Conditioning, Model, decode, encode_text, predict, tokens
 from diffusion_lora.families.quiet import quiet
 from diffusion_lora.generate.picture import Picture
+from diffusion_lora.generate.preview import Glimpse, Watch, clean_estimate
 from diffusion_lora.generate.request import Request
 from diffusion_lora.generate.samplers import Sampler, sampler_named
 from diffusion_lora.generate.shelf import Mix, Shelf
@@ -68,22 +71,32 @@ class Engine:
         pictures = dict(self.stream(requests, progress=progress, batch_size=batch_size))
         return [pictures[index] for index in range(len(requests))]
 
+    @property
+    def loads(self) -> int:
+        """How often an adapter was put into the model; strengths that change, or come again, put nothing."""
+        return self._shelf.loads
+
     def stream(
-        self, requests: Sequence[Request], *, progress: Progress | None = None, batch_size: int | None = None
+        self,
+        requests: Sequence[Request],
+        *,
+        progress: Progress | None = None,
+        watch: Watch | None = None,
+        batch_size: int | None = None,
     ) -> Iterator[tuple[int, Picture]]:
         """The pictures with their place in `requests`, batch by batch as they are done.
 
         Requests of equal size, steps and sampler are drawn as one batch of at most `batch_size` (None: by memory).
         Raises, before anything is drawn, AdapterFileError for an adapter that cannot be read or does not fit and
         PromptError for a request of another base; DeviceError when memory does not suffice for one picture. An error
-        or an interrupt, from `progress` too, leaves the engine as it was: the next call draws as ever.
+        or an interrupt, from `progress` and `watch` too, leaves the engine as it was: the next call draws as ever.
         """
         if batch_size is not None and batch_size < 1:
             raise PromptError(f"the batch size is {batch_size}; give 1 or more")
         jobs = [_Job(index, self._resolved(request)) for index, request in enumerate(requests)]
         self._shelf.hold(job.request for job in jobs)
         batches = list(self._batches(jobs, batch_size))
-        counter = _Counter(progress, sum(_evaluations(batch) for batch in batches))
+        counter = _Counter(progress, watch, sum(_evaluations(batch) for batch in batches))
         for batch in batches:
             yield from self._draw_or_halve(batch, counter)
 
@@ -128,7 +141,7 @@ class Engine:
         """Draw a batch; where memory does not suffice, its halves."""
         done = counter.done
         try:
-            pictures = self._draw_batch([job.request for job in batch], counter)
+            pictures = self._draw_batch(batch, counter)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -151,8 +164,9 @@ class Engine:
             yield from self._draw_or_halve(half, counter)
 
     @torch.inference_mode()
-    def _draw_batch(self, requests: Sequence[Request], counter: "_Counter") -> list[Picture]:
-        latents = self._denoise(requests, counter)
+    def _draw_batch(self, batch: Sequence[_Job], counter: "_Counter") -> list[Picture]:
+        requests = [job.request for job in batch]
+        latents = self._denoise(batch, counter)
         broken = [request for request, row in zip(requests, latents, strict=True) if not torch.isfinite(row).all()]
         if broken:
             loras = ", ".join(f"{use.name} at {use.strength:g}" for use in broken[0].loras)
@@ -165,8 +179,9 @@ class Engine:
             for image, request, row in zip(self._images(latents), requests, latents.cpu(), strict=True)
         ]
 
-    def _denoise(self, requests: Sequence[Request], counter: "_Counter") -> Tensor:
+    def _denoise(self, batch: Sequence[_Job], counter: "_Counter") -> Tensor:
         """Latents [B, C, h, w] in fp32 after all steps."""
+        requests = [job.request for job in batch]
         model, first = self.model, requests[0]
         shape = model.latent_shape(first.height, first.width)
         scheduler = _scheduler(sampler_named(first.sampler), model.scheduler_config)
@@ -183,7 +198,7 @@ class Engine:
         cond = self._encode(requests, guided=copies == 2)
         mixes = [self._shelf.unet_mix(request) for request in requests] * copies
         with self._shelf.mixed(mixes), self._computing():
-            for timestep in scheduler.timesteps:
+            for number, timestep in enumerate(scheduler.timesteps, start=1):
                 doubled = scheduler.scale_model_input(latents.repeat(copies, 1, 1, 1), timestep)
                 predicted = predict(model, doubled, timestep, cond).float()
                 if copies == 2:
@@ -191,6 +206,9 @@ class Engine:
                     predicted = negative + scales * (positive - negative)
                 latents = scheduler.step(predicted, timestep, latents, return_dict=False, **extra)[0]
                 counter.step()
+                if counter.watch and number < len(scheduler.timesteps):
+                    given = doubled[-len(batch) :]
+                    counter.watch(self._glimpse(batch, clean_estimate(scheduler, given, predicted, timestep)))
         return latents
 
     def _encode(self, requests: Sequence[Request], *, guided: bool) -> Conditioning:
@@ -211,6 +229,16 @@ class Engine:
                 parts.append(encode_text(self.model, [prompt for prompt, _ in chunk]))
         place = {key: row for row, key in enumerate(distinct)}
         return Conditioning.cat(parts)[[place[prompt, frozenset(mix.items())] for prompt, mix in wanted]]
+
+    def _glimpse(self, batch: Sequence[_Job], estimate: Tensor) -> Glimpse:
+        if estimate.device.type == "cuda":
+            torch.cuda.synchronize(estimate.device)  # or a look would seem to cost the step before it as well
+        request = batch[0].request
+        return Glimpse(
+            places=[job.index for job in batch],
+            pixels=request.width * request.height,
+            _images=lambda row: self._images(estimate[row : row + 1])[0],
+        )
 
     def _images(self, latents: Tensor) -> list[Image.Image]:
         rows = max(1, _LATENTS_A_DECODE // latents[0, 0].numel())
@@ -237,11 +265,12 @@ class Engine:
 
 
 class _Counter:
-    """Model evaluations done and to do, over all batches."""
+    """Model evaluations done and to do, over all batches, and who wants to know."""
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
+    def __init__(self, progress: Progress | None, watch: Watch | None, total: int) -> None:
         self.done = 0
         self.total = total
+        self.watch = watch
         self._progress = progress
 
     def step(self) -> None:

@@ -74,6 +74,9 @@ class Request:
         object.__setattr__(self, "loras", tuple(self.loras))
         if self.base.startswith("~"):
             object.__setattr__(self, "base", str(Path(self.base).expanduser()))
+        for name in ("seed", "steps", "width", "height"):
+            if not isinstance(getattr(self, name), int):  # forms and JSON give 20.0 and "20"
+                raise PromptError(f"{name} is {getattr(self, name)!r}; give a whole number")
         sampler_named(self.sampler)
         for name, side in (("width", self.width), ("height", self.height)):
             if side and (side % SIZE_STEP_PX or not MIN_SIZE_PX <= side <= MAX_SIZE_PX):

@@ -44,6 +44,7 @@ class Shelf:
         self._bank = AdapterBank(model.components, model.layout.title, base_hash=model.weights_hash)
         self._files: dict[Path, _File] = {}
         self._loaded: dict[str, _Loaded] = {}  # by SHA-256 of the tensors
+        self.loads = 0  # adapters put into the model so far
 
     def resolve(self, use: LoraUse) -> LoraUse:
         """The use with the hash of its file filled in. Raises AdapterFileError when the file is not the one meant."""
@@ -64,6 +65,7 @@ class Shelf:
                 adapter = self._files[use.path.absolute()].adapter
                 name = use.name if use.name not in self._bank.names else f"{use.name} ({sha[:12]})"
                 notes = self._bank.load(name, adapter)
+                self.loads += 1
                 self._loaded[sha] = _Loaded(name, any(part != "unet" for part in adapter.components), notes)
 
     def unet_mix(self, request: Request) -> Mix:

@@ -154,7 +154,7 @@ def from_line(line: str | bytes) -> DrawingEvent:
 
 
 def status_from(values: Mapping[str, Any]) -> EngineStatus:
-    """The status from its JSON object; entries of a newer engine are left out. Raises TypeError when some are missing."""
+    """The status from its JSON object; what a newer engine adds is left out. Raises TypeError when some is missing."""
     known = {field.name for field in fields(EngineStatus)}
     return EngineStatus(**{name: value for name, value in values.items() if name in known})
 
