@@ -1,0 +1,151 @@
+"""The engine's HTTP: five routes over a `Studio`, and the news of a drawing as lines of JSON.
+
+    GET  /status      the engine's status (generate.wire.EngineStatus)
+    POST /generate    {requests, previews} -> application/x-ndjson, an event a line; hanging up cancels
+    POST /cancel      {id} -> {cancelled}
+    POST /load        {base}; /unload lets go of it
+    GET  /adapters    the cards of the LoRAs in the workspace
+
+What a person can get wrong is answered with status 400 and {text}. Who may ask is `guard`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from diffusion_lora.errors import PromptError, UserError
+from diffusion_lora.generate.infotext import request_from_fields
+from diffusion_lora.generate.request import Request as PictureRequest
+from diffusion_lora.generate.wire import Last, Start, status_fields, to_line
+from diffusion_lora.lora.card import read_cards
+from diffusion_lora.serve.drawing import Drawing
+from diffusion_lora.serve.guard import Message, Receive, Send
+from diffusion_lora.serve.studio import Studio
+from diffusion_lora.workspace import Workspace
+
+MAX_REQUESTS = 1000
+MAX_BODY_BYTES = 4_000_000
+
+
+def create_app(studio: Studio, workspace: Workspace, on_request: Callable[[], None]) -> FastAPI:
+    """The routes. `on_request` is called at each request: the process wants to know when it was last needed."""
+    app = FastAPI(openapi_url=None)
+
+    @app.exception_handler(UserError)
+    async def _told(request: Request, error: UserError) -> Response:
+        return JSONResponse({"text": str(error)}, status_code=400)
+
+    @app.get("/status")
+    async def _status() -> Response:
+        on_request()
+        return JSONResponse(status_fields(studio.status()))
+
+    @app.post("/generate")
+    async def _generate(request: Request) -> Response:
+        on_request()
+        order = await _body(request)
+        asked = order.get("requests")
+        if not isinstance(asked, list) or not 1 <= len(asked) <= MAX_REQUESTS:
+            raise PromptError(f"the order has no list of 1 to {MAX_REQUESTS} requests")
+        requests = [_in_workspace(workspace, request_from_fields(fields)) for fields in asked]
+        return _News(studio, Drawing(requests, previews=bool(order.get("previews", True))))
+
+    @app.post("/cancel")
+    async def _cancel(request: Request) -> Response:
+        on_request()
+        return JSONResponse({"cancelled": studio.cancel(_text(await _body(request), "id"))})
+
+    @app.post("/load")
+    async def _load(request: Request) -> Response:
+        on_request()
+        studio.load(_text(await _body(request), "base"))
+        return JSONResponse({})
+
+    @app.post("/unload")
+    async def _unload() -> Response:
+        on_request()
+        studio.unload()
+        return JSONResponse({})
+
+    @app.get("/adapters")
+    def _adapters() -> Response:  # no async: a long folder is read beside the loop
+        on_request()
+        cards = [asdict(card) | {"path": workspace.relative(card.path)} for card in read_cards(workspace.loras)]
+        return JSONResponse({"adapters": cards})
+
+    return app
+
+
+class _News(Response):
+    """The events of a drawing as they come. The order is given when the answer begins and given up when nobody listens.
+
+    Starlette's own streams notice a hang-up at the next line at the latest; here a step may take a minute, so the
+    connection is watched on its own.
+    """
+
+    media_type = "application/x-ndjson"
+
+    def __init__(self, studio: Studio, drawing: Drawing) -> None:
+        super().__init__(headers={"cache-control": "no-store"})
+        del self.headers["content-length"]
+        self._studio = studio
+        self._drawing = drawing
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        drawing = self._drawing
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        watching = asyncio.create_task(_until_hung_up(receive, drawing))
+        drawing.tell(Start(drawing.id))
+        self._studio.order(drawing)
+        try:
+            with suppress(OSError):  # hung up in the middle of a line
+                while event := await drawing.next():
+                    ended = isinstance(event, Last)
+                    await send({"type": "http.response.body", "body": to_line(event), "more_body": not ended})
+                    if ended:
+                        return
+        finally:
+            self._studio.cancel(drawing.id)
+            watching.cancel()
+
+
+async def _until_hung_up(receive: Receive, drawing: Drawing) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    drawing.hang_up()
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    """The JSON object sent. Raises PromptError for anything else."""
+    text = bytearray()
+    async for chunk in request.stream():
+        text += chunk
+        if len(text) > MAX_BODY_BYTES:
+            raise PromptError(f"the order is longer than {MAX_BODY_BYTES:,} bytes")
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise PromptError("the order is no JSON object")
+    return body
+
+
+def _text(body: dict[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str) or not value:
+        raise PromptError(f"the order does not say which {name}")
+    return value
+
+
+def _in_workspace(workspace: Workspace, request: PictureRequest) -> PictureRequest:
+    """The request with relative paths of LoRAs taken from the workspace, wherever this process was started."""
+    return replace(request, loras=tuple(replace(use, path=workspace.root / use.path) for use in request.loras))
