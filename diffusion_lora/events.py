@@ -3,6 +3,7 @@
 Every event has `time` (Unix seconds) and `kind`; a process that runs in front of somebody hands each event to its
 `Progress` as well, so a progress bar and a reader of the folder see the same facts. The kinds of a training run:
 
+    waiting     device, holder {kind, name}, text: another has the device; over with the next event
     start       steps, batch_size, pictures, device, precision, optimizer, layers, parameters, share (of the base, in %)
     note        text: one sentence for the person
     problem     picture, text: a picture that was left out, and why
@@ -10,8 +11,13 @@ Every event has `time` (Unix seconds) and `kind`; a process that runs in front o
     step        step, loss, lr, text_lr, grad_norm, pictures_per_s, seconds_left (in this process, from its own pace)
     preview     step, paths (relative to the folder)
     checkpoint  step, path
-    stop        step, reason: the run ended early
+    stop        step, reason: the run ended early; what there is of the adapter is written
+    pause       step, reason: the same, to go on later
     end         step, path, seconds
+    published   path (relative to the workspace), sha256: the adapter was put among the LoRAs of the workspace
+    failed      text: why the run ended; "died: ..." is a bug, its traceback is in log.txt
+
+The last of stop, pause, end and failed says what became of a run whose process is gone.
 
 Writing belongs to `run.Run.emit`. No torch here.
 """

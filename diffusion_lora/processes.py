@@ -135,7 +135,7 @@ def uis_alive(workspace: Workspace) -> list[Presence]:
 
 @contextmanager
 def only_one(lock: Path) -> Iterator[None]:
-    """Hold a lock file for the length of the block; the note beside it, `NAME.json`, says who does.
+    """Hold a lock file for the length of the block; the note beside it, `LOCK.json`, says who does.
 
     Raises Taken if another process (or another place in this one) holds it, OutputError if it cannot be written.
     """
@@ -147,7 +147,7 @@ def only_one(lock: Path) -> Iterator[None]:
         raise Taken(owner(lock)) from None
     except OSError as error:
         raise _cannot_write(lock, error) from error
-    note = lock.with_suffix(".json")
+    note = _note_of(lock)
     try:
         write_note(note, asdict(Process.this()))
         try:
@@ -160,7 +160,7 @@ def only_one(lock: Path) -> Iterator[None]:
 
 def owner(lock: Path) -> Process | None:
     """The living process that holds a lock, by the note beside it; the lock itself is not touched."""
-    note = read_note(lock.with_suffix(".json"))
+    note = read_note(_note_of(lock))
     if note is None:
         return None
     process = Process(int(note["pid"]), float(note["started"]))
@@ -195,6 +195,10 @@ def read_note(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return note if isinstance(note, dict) and {"pid", "started"} <= note.keys() else None
+
+
+def _note_of(lock: Path) -> Path:
+    return lock.with_name(f"{lock.name}.json")
 
 
 def _presence(path: Path) -> Presence | None:

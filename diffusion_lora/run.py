@@ -7,7 +7,7 @@
     previews/       pictures drawn on the way
     adapter.safetensors
     inbox/          what others ask of the process at work (see `inbox`)
-    run.lock        held by the process at work; run.json says which one that is
+    run.lock        held by the process at work; run.lock.json says which one
     console.txt     what a process started by the queue printed
 
 This module knows the folder, not what the run computes. No torch here.
@@ -194,7 +194,7 @@ def _never_began(folder: Path) -> bool:
     names = {entry.name for entry in folder.iterdir()}
     made = {"config.toml", "checkpoints", "previews"}
     return (
-        made <= names <= made | {"events.jsonl", "log.txt", "inbox", "run.lock", "console.txt"}
+        made <= names <= made | {"events.jsonl", "log.txt", "inbox", "run.lock", "run.lock.json", "console.txt"}
         and not any(any((folder / name).iterdir()) for name in ("checkpoints", "previews"))
         and all(event["kind"] != "step" for event in read_events(folder, current=False))
     )

@@ -1,1 +1,1 @@
-"""The queue: runs that wait for a device, the worker that starts them, the one place that starts processes. No torch."""
+"""The queue: runs that wait for a device, the worker that starts them, the only starter of processes. No torch."""

@@ -1,11 +1,21 @@
-"""Ctrl-C and SIGTERM as a request that is answered between two steps, where the state is whole."""
+"""Ctrl-C and SIGTERM as a request that is answered between two steps, where the state is whole. No torch."""
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+from diffusion_lora.errors import RunInterrupted
+from diffusion_lora.run import Run
+
+
+def interrupted(run: Run, step: int) -> RunInterrupted:
+    """The sentence of a run that was asked to end at a step, with everything saved."""
+    go_on = f"diffusion-lora run {shlex.quote(str(run.folder))}"
+    return RunInterrupted(f"stopped and saved at step {step} of {run.config.train.steps}; go on with: {go_on}")
 
 
 class StopRequest:

@@ -1,7 +1,7 @@
 """The training loop, on one page.
 
     for every step: draw f(seed, step) -> noisy latents -> the base with its adapter predicts -> loss -> optimizer
-    once in a while: previews, checkpoint, and the answer to Ctrl-C
+    once in a while: previews, checkpoint, and the answer to Ctrl-C and to the inbox (see `inbox`)
 
 What it says goes to `events.jsonl` and, the same, to whoever watches (`progress`). No random state is kept, so going on
 from a checkpoint gives, on the same machine, the numbers an uninterrupted run would have given. What a picture, a model
@@ -11,7 +11,6 @@ or an adapter is made of is not known here.
 from __future__ import annotations
 
 import math
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,20 +18,23 @@ from typing import Any
 
 import torch
 
-from diffusion_lora.config import TrainConfig
+from diffusion_lora.config import PreviewTable, TrainConfig
 from diffusion_lora.diffusion.objective import denoising_loss, min_snr_weights, target
-from diffusion_lora.errors import RunError, RunInterrupted
+from diffusion_lora.errors import RunError
 from diffusion_lora.events import Progress, ignore, read_events
 from diffusion_lora.families.family import predict
+from diffusion_lora.inbox import taken
 from diffusion_lora.lora.adapter import write_adapter
 from diffusion_lora.lora.metadata import TrainingFacts, training_metadata
 from diffusion_lora.run import Run
 from diffusion_lora.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from diffusion_lora.train.draws import Draw, draw_step
-from diffusion_lora.train.interrupt import StopRequest
+from diffusion_lora.train.interrupt import StopRequest, interrupted
 from diffusion_lora.train.optimizers import build_optimizer, rate_factor, set_rates
 from diffusion_lora.train.prepare import Prepared, prepare
 from diffusion_lora.train.preview import draw_previews
+
+_SAMPLES = 4  # pictures drawn when asked for and no prompts are configured
 
 
 def train(run: Run, config: TrainConfig, *, resume: bool = False, progress: Progress = ignore) -> Path:
@@ -40,7 +42,8 @@ def train(run: Run, config: TrainConfig, *, resume: bool = False, progress: Prog
 
     With `resume` it goes on from the newest checkpoint; without any, from the start. Raises UserError: whatever the
     configuration, pictures, base or disk give cause for; RunError at the first loss that is not finite (the last
-    checkpoint stays); RunInterrupted after Ctrl-C or SIGTERM, with everything saved.
+    checkpoint stays); RunInterrupted after Ctrl-C, SIGTERM or a request to stop or pause, with everything saved and the
+    adapter so far written.
     """
 
     def tell(kind: str, **fields: Any) -> None:
@@ -52,7 +55,7 @@ def train(run: Run, config: TrainConfig, *, resume: bool = False, progress: Prog
     saved = checkpoints(run)
     if saved and not resume:
         raise RunError(f"{run.folder} holds a run at step {saved[-1][0]}: add --resume to go on with it")
-    if read_events(run.folder, current=False):
+    if any(event["kind"] != "waiting" for event in read_events(run.folder, current=False)):
         tell("resume", step=saved[-1][0] if saved else 0)
     ready = prepare(config, on_problem=lambda picture, why: tell("problem", picture=picture, text=why))
     adapter, schedule, device = ready.adapter, ready.schedule, ready.model.device
@@ -119,26 +122,45 @@ def train(run: Run, config: TrainConfig, *, resume: bool = False, progress: Prog
                 seconds_left=round(seconds_per_step * (steps - step), 1) if done > 1 else None,
             )
 
+            # --- what was asked meanwhile -----------------------------------------------------------------------------
+            asked = taken(run.folder)
+            ending = "stop" if stop.requested or "stop" in asked else "pause" if "pause" in asked else None
+
             # --- once in a while: previews ----------------------------------------------------------------------------
-            if config.preview.every and config.preview.prompts and step % config.preview.every == 0:
-                tell("preview", step=step, paths=draw_previews(run, ready, config.preview, step))
+            due = config.preview.every and config.preview.prompts and step % config.preview.every == 0
+            if due or "sample" in asked:
+                tell("preview", step=step, paths=draw_previews(run, ready, _previews(config, ready), step))
 
             # --- once in a while: a checkpoint ------------------------------------------------------------------------
             due = config.checkpoint.every and step % config.checkpoint.every == 0
-            if due or step == steps or stop.requested:
+            if due or step == steps or ending:
                 path = save_checkpoint(run, step, adapter, optimizer, scaler, keep=config.checkpoint.keep)
                 tell("checkpoint", step=step, path=str(path.relative_to(run.folder)))
 
-            # --- once: Ctrl-C -----------------------------------------------------------------------------------------
-            if stop.requested and step < steps:
-                tell("stop", step=step, reason="asked to stop")
-                go_on = f"diffusion-lora run {shlex.quote(str(run.folder))}"
-                raise RunInterrupted(f"stopped and saved at step {step} of {steps}; go on with: {go_on}")
+            # --- once: the end before the end -------------------------------------------------------------------------
+            if ending and step < steps:
+                _write_adapter(run, config, ready, optimizer, step)
+                tell(ending, step=step, reason=f"asked to {ending}")
+                raise interrupted(run, step)
 
-    metadata = training_metadata(config, _facts(run, ready, optimizer, step))
-    write_adapter(ready.bank.export(adapter.name, metadata), run.adapter_path, config.output.dtype)
+    _write_adapter(run, config, ready, optimizer, step)
     tell("end", step=step, path=run.adapter_path.name, seconds=round(time.monotonic() - started_s, 1))
     return run.adapter_path
+
+
+def _write_adapter(
+    run: Run, config: TrainConfig, ready: Prepared, optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    metadata = training_metadata(config, _facts(run, ready, optimizer, step))
+    write_adapter(ready.bank.export(ready.adapter.name, metadata), run.adapter_path, config.output.dtype)
+
+
+def _previews(config: TrainConfig, ready: Prepared) -> PreviewTable:
+    """What to draw: the configured prompts; where there are none and somebody asks, captions of the data set."""
+    if config.preview.prompts:
+        return config.preview
+    captions = dict.fromkeys(item.caption for item in ready.cache.items)
+    return config.preview.model_copy(update={"prompts": tuple(captions)[:_SAMPLES]})
 
 
 def _start_facts(config: TrainConfig, ready: Prepared, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -167,7 +189,7 @@ def _facts(run: Run, ready: Prepared, optimizer: torch.optim.Optimizer, step: in
         size_px=size_px,
         captions=[item.caption for item in ready.cache.items],
         steps=step,
-        started_at=read_events(run.folder, current=False)[0]["time"],
+        started_at=next(event["time"] for event in read_events(run.folder, current=False) if event["kind"] == "start"),
         finished_at=time.time(),
     )
 
