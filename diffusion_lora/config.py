@@ -32,6 +32,7 @@ __all__ = [
     "resolve_path",
     "setting_differences",
     "shipped",
+    "shipped_names",
     "to_toml",
 ]
 
@@ -245,8 +246,13 @@ def shipped(kind: Literal["configs", "datasets"], name: str) -> Path:
     for candidate in (folder / name, folder / f"{name}.toml"):
         if candidate.exists():
             return candidate
-    there = sorted(entry.stem for entry in folder.glob("*")) if folder.is_dir() else []
-    raise ConfigError(f"there is no {kind[:-1]} {name!r}, neither a path nor shipped ({', '.join(there) or 'none'})")
+    there = ", ".join(shipped_names(kind)) or "none"
+    raise ConfigError(f"there is no {kind[:-1]} {name!r}, neither a path nor shipped ({there})")
+
+
+def shipped_names(kind: Literal["configs", "datasets"]) -> list[str]:
+    """What `shipped` finds of a kind, in order."""
+    return sorted(entry.stem for entry in (_shipped_root() / kind).glob("*"))
 
 
 def _shipped_root() -> Path:
