@@ -5,6 +5,7 @@ so that `--help` answers at once. This is the one place that turns a `UserError`
 Ctrl-C ends with status 130. Anything else that is raised is a bug and shows its traceback.
 """
 
+import errno
 import os
 import secrets
 import sys
@@ -15,17 +16,22 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from diffusion_lora.errors import OutputError, PromptError, RunInterrupted, UserError
+from diffusion_lora.errors import OutputError, PromptError, RunInterrupted, ServiceError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from diffusion_lora.config import TrainConfig
     from diffusion_lora.generate.engine import Engine
     from diffusion_lora.generate.grid import Axis
     from diffusion_lora.generate.request import LoraUse
+    from diffusion_lora.jobs.store import Queue
     from diffusion_lora.run import Run
+    from diffusion_lora.workspace import Workspace
 
 _USER_ERROR, _INTERRUPTED = 2, 130
+_PORT, _PORTS = 7860, 100  # the page's, and how many after it are tried
+_PASSWORD = "DIFFUSION_LORA_PASSWORD"
 
 app = typer.Typer(
     help="Train LoRAs for diffusion models and mix them freely.",
@@ -34,6 +40,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+queue_app = typer.Typer(help="The runs that wait, run and are done.", invoke_without_command=True)
+app.add_typer(queue_app, name="queue")
+
+_Workspace = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Where all is kept; by default $DIFFUSION_LORA_WORKSPACE or ~/diffusion-lora."),
+]
+_RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, as `queue list` tells it.")]
+_Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as in lora.rank=8. Repeatable.")
+]
+_TrainConfig = Annotated[str, typer.Argument(metavar="CONFIG.toml", help="A file, or a shipped one: pocket-style.")]
+_TrainSteps = Annotated[int | None, typer.Option("--steps", metavar="N", help="Short for --set train.steps=N.")]
 _Device = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (mps is untested).")]
 _Base = Annotated[str, typer.Option(metavar="NAME", help="pocket, a diffusers folder, or a hub id.")]
 _Seed = Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of the first picture; by default any, told.")]
@@ -71,23 +90,17 @@ def _help_without_command(context: typer.Context) -> None:
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(metavar="CONFIG.toml", help="A file, or a shipped one: pocket-style.")],
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as in lora.rank=8. Repeatable.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Short for --set train.steps=N.")] = None,
+    config: _TrainConfig,
+    settings: _Settings = None,
+    steps: _TrainSteps = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; by default runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in DIR.")] = False,
     device: _Device = None,
 ) -> None:
     """Train a LoRA: DIR/adapter.safetensors."""
-    from diffusion_lora.config import load_train_config
     from diffusion_lora.run import Run
 
-    overrides = list(settings or [])
-    overrides += [f"train.steps={steps}"] if steps is not None else []
-    overrides += [f"train.device={device}"] if device is not None else []
-    settled = load_train_config(_config_path(config), overrides)
+    settled = _settled(config, settings, steps, device)
     folder = out or Path("runs", settled.output.name)
     _train(Run.resume(folder, settled) if resume else Run.create(folder, settled), resume=resume)
 
@@ -226,6 +239,135 @@ def demo(
 
 
 @app.command()
+def ui(
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, metavar="N", help=f"By default {_PORT}, or the next free one.")
+    ] = None,
+    workspace: _Workspace = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only serve; open no browser.")] = False,
+    base: _Base = "pocket",
+    device: _Device = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST", help="Let other machines in, as 0.0.0.0 does. Needs --login.")
+    ] = None,
+    login: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"Ask for this name and the password in ${_PASSWORD}.")
+    ] = None,
+) -> None:
+    """Open the page in a browser: train, generate, queue."""
+    from diffusion_lora.workspace import Workspace
+
+    if listen is not None and login is None:
+        raise ServiceError(
+            f"--listen {listen} lets other machines in, who could then use this one: add --login NAME, "
+            f"with the password in the variable {_PASSWORD}"
+        )
+    account = None if login is None else (login, _password(login))
+    place = Workspace.open(workspace)
+    free = _free_port(listen or "127.0.0.1", port)
+    if port is None and free != _PORT:
+        print(f"port {_PORT} is taken: the page is on {free}")
+
+    from webui.app import serve_page
+
+    serve_page(
+        place,
+        port=free,
+        open_browser=not no_browser,
+        base=base,
+        device=device or "auto",
+        listen=listen,
+        login=account,
+    )
+
+
+@app.command()
+def serve(workspace: _Workspace = None, base: _Base = "pocket", device: _Device = None) -> None:
+    """The engine of a workspace: a process that keeps a base loaded and draws for the page, which starts it itself."""
+    from diffusion_lora.serve.process import serve as serve_engine
+    from diffusion_lora.workspace import Workspace
+
+    serve_engine(Workspace.open(workspace), base=base, device=device or "auto")
+
+
+@app.command()
+def worker(workspace: _Workspace = None) -> None:
+    """The worker of a workspace: it has the queue's runs carried out. Page and queue start it themselves."""
+    from diffusion_lora.jobs.worker import work
+    from diffusion_lora.workspace import Workspace
+
+    if not work(Workspace.open(workspace)):
+        print("another worker is at work on this workspace")
+
+
+@queue_app.callback()
+def queue_of(context: typer.Context, workspace: _Workspace = None) -> None:
+    if context.invoked_subcommand is None:
+        queue_list(workspace)
+    elif workspace is not None:  # `queue --workspace DIR list` is `queue list --workspace DIR`
+        context.default_map = {context.invoked_subcommand: {"workspace": str(workspace)}}
+
+
+@queue_app.command("list")
+def queue_list(workspace: _Workspace = None) -> None:
+    """All runs: at work, waiting in their order, ended."""
+    from diffusion_lora.faces.queue import told_queue
+
+    queue = _queue(workspace)
+    print(told_queue(queue.workspace, queue.jobs()))
+
+
+@queue_app.command("add")
+def queue_add(
+    config: _TrainConfig,
+    settings: _Settings = None,
+    steps: _TrainSteps = None,
+    device: _Device = None,
+    workspace: _Workspace = None,
+) -> None:
+    """Make a run in the workspace, named as its adapter, and queue it."""
+    from diffusion_lora.run import Run
+
+    settled = _settled(config, settings, steps, device)
+    queue = _queue(workspace)
+    name = queue.workspace.free_run_name(settled.output.name)
+    run = Run.create(queue.workspace.run_folder(name), settled)
+    queue.add(name)
+    _carry_on(queue.workspace)
+    print(f"queued: {name} ({run.folder})")
+
+
+@queue_app.command("cancel")
+def queue_cancel(run: _RunName, workspace: _Workspace = None) -> None:
+    """Take a waiting run out of the line; a running one saves and stops."""
+    job = _queue(workspace).cancel(run)
+    print(f"{run} is out of the line" if job.state == "stopped" else f"{run} saves and stops after its step")
+
+
+@queue_app.command("pause")
+def queue_pause(run: _RunName, workspace: _Workspace = None) -> None:
+    """Like cancel, for a run that is to go on later: the next one has its turn."""
+    job = _queue(workspace).pause(run)
+    print(f"{run} is paused" if job.state == "paused" else f"{run} saves and pauses after its step")
+
+
+@queue_app.command("retry")
+def queue_retry(run: _RunName, workspace: _Workspace = None) -> None:
+    """Let a run that was paused, stopped or failed go on from its newest checkpoint."""
+    queue = _queue(workspace)
+    queue.resume(run)
+    _carry_on(queue.workspace)
+    print(f"{run} waits for its turn")
+
+
+@queue_app.command("remove")
+def queue_remove(run: _RunName, workspace: _Workspace = None) -> None:
+    """Take a run off the queue and move its folder into the trash."""
+    place = _queue(workspace).remove(run)
+    print(f"{run} is removed" + (f"; its folder is now {place}" if place else ""))
+
+
+@app.command()
 def words() -> None:
     """The words that pocket, the embedded base, knows."""
     from diffusion_lora.faces.words import told_words
@@ -255,14 +397,71 @@ def _config_path(name: str) -> Path:
     return found or Path(name)
 
 
+def _settled(config: str, settings: list[str] | None, steps: int | None, device: str | None) -> "TrainConfig":
+    from diffusion_lora.config import load_train_config
+
+    overrides = list(settings or [])
+    overrides += [f"train.steps={steps}"] if steps is not None else []
+    overrides += [f"train.device={device}"] if device is not None else []
+    return load_train_config(_config_path(config), overrides)
+
+
 def _train(run: "Run", *, resume: bool) -> None:
     from diffusion_lora.faces.progress import watch_training
-    from diffusion_lora.train.trainer import train
+    from diffusion_lora.train.carry_out import carry_out
 
     console = _console()
     with watch_training(console) as progress:
-        path = train(run, run.config, resume=resume, progress=progress)
+        path = carry_out(run, resume=resume, progress=progress)
     _say(console, f"adapter: {path}")
+
+
+def _queue(workspace: Path | None) -> "Queue":
+    from diffusion_lora.jobs.store import Queue
+    from diffusion_lora.workspace import Workspace
+
+    return Queue(Workspace.open(workspace))
+
+
+def _carry_on(workspace: "Workspace") -> None:
+    """See to it that a worker is there for what was queued."""
+    from diffusion_lora.jobs.launch import ensure_worker
+
+    ensure_worker(workspace)
+
+
+def _password(login: str) -> str:
+    given = os.environ.get(_PASSWORD)
+    if not given and sys.stdin.isatty():
+        given = typer.prompt(f"password for {login}", hide_input=True)
+    if not given:
+        raise ServiceError(f"--login {login} needs a password: put it into the variable {_PASSWORD}")
+    return given
+
+
+def _free_port(host: str, port: int | None) -> int:
+    """The port asked for, or the first free one from the page's own on. Raises ServiceError."""
+    import socket
+
+    for candidate in [port] if port is not None else range(_PORT, _PORT + _PORTS):
+        try:
+            family = socket.getaddrinfo(host, candidate, type=socket.SOCK_STREAM)[0][0]
+            with socket.socket(family, socket.SOCK_STREAM) as listener:
+                if os.name == "posix":  # a port whose last connections are still fading away is free
+                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind((host, candidate))
+        except socket.gaierror:
+            raise ServiceError(f"--listen {host}: there is no such address on this machine") from None
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise ServiceError(f"--listen {host}: there is no such address on this machine") from None
+            if port is not None:
+                raise ServiceError(
+                    f"port {port} cannot be used ({error.strerror}): name another with --port, or leave --port away"
+                ) from None
+        else:
+            return candidate
+    raise ServiceError(f"the ports {_PORT} to {_PORT + _PORTS - 1} are all taken: name another with --port")
 
 
 def _engine(base: str, device: str | None, precision: str) -> "Engine":

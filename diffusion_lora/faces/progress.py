@@ -56,7 +56,7 @@ class _TrainingWatch:
                 self._start(event)
             case "step":
                 self._step(event)
-            case "note":
+            case "note" | "waiting":
                 self._say(event["text"])
             case "problem":
                 self._say(f"left out: {event['text']}")
