@@ -1,6 +1,6 @@
-"""An adapter is a value: layer key -> (down, up, alpha), with metadata; read from and written to safetensors.
+"""An adapter is a value: layer key -> weights, with metadata; read from and written to safetensors.
 
-The delta of a layer is strength x alpha / rank x up @ down. Files are in kohya's names with an `.alpha` for every
+Files are in kohya's names with an `.alpha` for every
 layer: programs that find none take a scale of 1, so a file without would be silently wrong where alpha is not the rank.
 What this module does not know: models. Which layers exist and whether shapes fit is the bank's to say.
 """
@@ -8,10 +8,9 @@ What this module does not know: models. Which layers exist and whether shapes fi
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -23,50 +22,33 @@ from torch import Tensor
 from diffusion_lora.errors import AdapterFileError, OutputError
 from diffusion_lora.lora.formats import foreign, kohya
 from diffusion_lora.lora.header import read_header, with_metadata
+from diffusion_lora.lora.weights import AdapterLayer, Full, LoHa, LoKr, LowRank, Weights
 from diffusion_lora.run import write_atomically
+
+__all__ = ["Adapter", "AdapterLayer", "Full", "LoHa", "LoKr", "LowRank", "Weights", "read_adapter", "write_adapter"]
 
 Dtype = Literal["fp16", "bf16", "fp32"]
 DTYPES: Mapping[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True, eq=False)
-class AdapterLayer:
-    """``down [r, in(, k, k)]``, ``up [out, r(, 1, 1)]`` and alpha; alpha is held as the float32 that files hold."""
-
-    down: Tensor
-    up: Tensor
-    alpha: float
-
-    def __post_init__(self) -> None:
-        if self.down.ndim not in (2, 4) or self.up.ndim not in (2, 4) or any(n != 1 for n in self.up.shape[2:]):
-            raise ValueError(f"down {tuple(self.down.shape)} and up {tuple(self.up.shape)} are not those of a LoRA")
-        if self.down.shape[0] != self.up.shape[1] or self.rank == 0:
-            raise ValueError(
-                f"down {tuple(self.down.shape)} and up {tuple(self.up.shape)} differ in rank, or have none"
-            )
-        object.__setattr__(self, "alpha", struct.unpack("<f", struct.pack("<f", self.alpha))[0])
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
-    @property
-    def scale(self) -> float:
-        """alpha / rank: what strength 1 multiplies the delta by."""
-        return self.alpha / self.rank
-
-
-@dataclass(frozen=True, eq=False)
 class Adapter:
-    """Layers by key (`unet.mid_block_attentions_0_proj_in`, `te.encoder_layers_0_self_attn_q_proj`) and metadata."""
+    """Layers by key (`unet.mid_block_attentions_0_proj_in`, `te.encoder_layers_0_self_attn_q_proj`) and metadata.
 
-    layers: Mapping[str, AdapterLayer]
+    `format` names the spelling of the file it was read from; `unread` holds the tensors of that file that are not in
+    it, by name, each with the reason.
+    """
+
+    layers: Mapping[str, Weights]
     metadata: Mapping[str, str]
+    format: str = "kohya"
+    unread: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def rank(self) -> int:
-        """The rank that most layers have."""
-        return Counter(layer.rank for layer in self.layers.values()).most_common(1)[0][0]
+    def rank(self) -> int | None:
+        """The rank that most layers have; None when they have none (full matrices)."""
+        ranks = Counter(layer.rank for layer in self.layers.values() if layer.rank is not None)
+        return ranks.most_common(1)[0][0] if ranks else None
 
     @property
     def alpha(self) -> float:
@@ -80,26 +62,21 @@ class Adapter:
 
     @property
     def parameters(self) -> int:
-        """Numbers in all down and up matrices."""
-        return sum(layer.down.numel() + layer.up.numel() for layer in self.layers.values())
+        """Numbers in all tensors of all layers."""
+        return sum(layer.parameters for layer in self.layers.values())
 
     @property
     def cross_attention_width(self) -> int | None:
         """Width of the text that its cross-attention reads, which tells the model family; None if it has none."""
         for key, layer in self.layers.items():
             if key.startswith("unet.") and key.endswith(("attn2_to_k", "attn2_to_v")):
-                return layer.down.shape[1]
+                return layer.shape[1]
         return None
 
     def allclose(self, other: Adapter, *, rtol: float = 0.0, atol: float = 0.0) -> bool:
-        """Same layers, shapes and alphas, and the same numbers within the tolerance (by default exactly)."""
+        """Same layers, forms, shapes and scales, and the same numbers within the tolerance (by default exactly)."""
         return self.layers.keys() == other.layers.keys() and all(
-            mine.alpha == theirs.alpha
-            and mine.down.shape == theirs.down.shape
-            and mine.up.shape == theirs.up.shape
-            and torch.allclose(mine.down.float(), theirs.down.float(), rtol=rtol, atol=atol)
-            and torch.allclose(mine.up.float(), theirs.up.float(), rtol=rtol, atol=atol)
-            for mine, theirs in ((self.layers[key], other.layers[key]) for key in self.layers)
+            layer.same_as(other.layers[key], rtol, atol) for key, layer in self.layers.items()
         )
 
 
@@ -132,18 +109,23 @@ def write_adapter(adapter: Adapter, path: Path, dtype: Dtype = "fp16") -> str:
     path = Path(path)
     tensors: dict[str, Tensor] = {}
     for key, layer in adapter.layers.items():
-        for part, tensor in (("down", layer.down), ("up", layer.up)):
+        for suffix, tensor in layer.tensors().items():
             saved = tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
             if not torch.isfinite(saved).all():
                 raise OutputError(
                     f"{path} is not written: {key} holds values that are not finite in {dtype}; "
                     + ("save it as bf16 or fp32" if torch.isfinite(tensor).all() else "the training has diverged")
                 )
-            tensors[kohya.tensor_name(key, part)] = saved
-        tensors[kohya.tensor_name(key, "alpha")] = torch.tensor(layer.alpha, dtype=torch.float32)
+            tensors[f"{kohya.module_name(key)}.{suffix}"] = saved
+        tensors[f"{kohya.module_name(key)}.alpha"] = torch.tensor(_plain_alpha(layer), dtype=torch.float32)
     blob, model_hash = _serialise(tensors, adapter.metadata)
     write_atomically(path, blob)
     return model_hash
+
+
+def _plain_alpha(layer: Weights) -> float:
+    """The alpha by which every program, dividing by the rank, arrives at this layer's scale."""
+    return layer.scale * (layer.rank or 1)
 
 
 def _serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, str]:

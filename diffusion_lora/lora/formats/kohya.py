@@ -31,13 +31,18 @@ def parse(name: str) -> tuple[str, str] | None:
     return None
 
 
-def tensor_name(layer_key: str, part: str) -> str:
-    """The inverse of `parse`; ValueError for a component kohya's format has no prefix for."""
+def module_name(layer_key: str) -> str:
+    """`unet.conv_in` -> `lora_unet_conv_in`; ValueError for a component kohya's format has no prefix for."""
     component, path = layer_key.split(".", 1)
     for prefix, start in _PREFIXES.items():
         if start == component + ".":
-            return prefix + path + next(suffix for suffix, known in _SUFFIXES.items() if known == part)
+            return prefix + path
     raise ValueError(f"kohya's format has no name for the component {component!r} of {layer_key!r}")
+
+
+def tensor_name(layer_key: str, part: str) -> str:
+    """The inverse of `parse`; ValueError as in `module_name`."""
+    return module_name(layer_key) + next(suffix for suffix, known in _SUFFIXES.items() if known == part)
 
 
 def group(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
