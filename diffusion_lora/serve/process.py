@@ -12,12 +12,12 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from time import monotonic
+from time import monotonic, sleep
 
 import uvicorn
 
-from diffusion_lora.errors import RunError
-from diffusion_lora.processes import Presence, Taken, announce, only_one, uis_alive, withdraw
+from diffusion_lora.errors import ServiceError
+from diffusion_lora.processes import Presence, Taken, announce, only_one, read, uis_alive, withdraw
 from diffusion_lora.serve.app import create_app
 from diffusion_lora.serve.guard import Guard
 from diffusion_lora.serve.studio import Studio
@@ -26,52 +26,60 @@ from diffusion_lora.workspace import Workspace
 IDLE_S = 30.0
 _LOOK_EVERY_S = 2.0
 _LAST_STEP_S = 20.0
+_LOCK_POLL_S = 0.25
 
 
-def serve(workspace: Workspace, *, base: str = "pocket", device: str = "auto") -> None:
-    """Be the workspace's engine until told to leave, or idle with no page open. One engine a workspace.
+def serve(workspace: Workspace, *, base: str = "pocket", device: str = "auto", idle_s: float = IDLE_S) -> None:
+    """Be the workspace's engine until told to leave, or unneeded for `idle_s` with no page open. One a workspace.
 
-    Raises RunError when the workspace has one, OutputError when its state cannot be written.
+    Raises ServiceError when the workspace has one, OutputError when its state cannot be written.
     """
-    try:
-        with only_one(workspace.state / "engine-process.lock"):
-            _serve(workspace, base, device)
-    except Taken as taken:
-        who = f" (process {taken.owner.pid})" if taken.owner else ""
-        raise RunError(
-            f"the workspace {workspace.root} has an engine already{who}; use that, or end it first"
-        ) from None
+    deadline = monotonic() + 2 * _LAST_STEP_S
+    while True:
+        try:
+            with only_one(workspace.state / "engine-process.lock"):
+                _serve(workspace, base, device, idle_s)
+                return
+        except Taken as taken:
+            # One that has withdrawn its note is leaving: it takes the step at hand to its end.
+            if taken.owner and (read(workspace, "engine") or monotonic() > deadline):
+                raise ServiceError(
+                    f"the workspace {workspace.root} has an engine already, process {taken.owner.pid}: use that one"
+                ) from None
+        sleep(_LOCK_POLL_S)
 
 
-def _serve(workspace: Workspace, base: str, device: str) -> None:
+def _serve(workspace: Workspace, base: str, device: str, idle_s: float) -> None:
     studio = Studio(workspace, base, device)
     studio.start()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        port, token = listener.getsockname()[1], secrets.token_urlsafe(32)
-        announce(workspace, "engine", Presence.this(port, token))
+        presence = Presence.this(listener.getsockname()[1], secrets.token_urlsafe(32))
+        announce(workspace, "engine", presence)
         try:
-            asyncio.run(_listen(workspace, studio, listener, port, token))
+            asyncio.run(_listen(workspace, studio, listener, presence, idle_s))
         finally:
             withdraw(workspace, "engine")
             studio.leave()
             studio.join(_LAST_STEP_S)
 
 
-async def _listen(workspace: Workspace, studio: Studio, listener: socket.socket, port: int, token: str) -> None:
+async def _listen(
+    workspace: Workspace, studio: Studio, listener: socket.socket, presence: Presence, idle_s: float
+) -> None:
     needed = monotonic()
 
     def was_needed() -> None:
         nonlocal needed
         needed = monotonic()
 
-    app = Guard(create_app(studio, workspace, was_needed), port=port, token=token)
+    app = Guard(create_app(studio, workspace, was_needed), port=presence.port, token=presence.token)
     server = _Server(studio, app)
     serving = asyncio.create_task(server.serve([listener]))
     while not serving.done():
-        await asyncio.wait([serving], timeout=_LOOK_EVERY_S)
+        await asyncio.wait([serving], timeout=min(_LOOK_EVERY_S, idle_s))
         if studio.is_busy or uis_alive(workspace):
             was_needed()
-        if monotonic() - needed > IDLE_S:
+        if monotonic() - needed > idle_s:
             server.should_exit = True
     await serving
 
