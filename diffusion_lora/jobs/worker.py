@@ -123,7 +123,7 @@ def _ending(folder: Path, seen: int) -> tuple[State, str] | None:
         if kind == "failed":
             return "failed", event["text"]
         if kind in _ENDINGS:
-            return _ENDINGS[kind], f"{_ENDINGS[kind]} at step {event['step']}"
+            return _ENDINGS[kind], "" if kind == "end" else f"saved at step {event['step']}"
     return None
 
 

@@ -6,8 +6,11 @@ import time
 
 import pytest
 
-HEAVY = ("torch", "numpy", "diffusers", "transformers", "bitsandbytes", "huggingface_hub", "safetensors", "PIL")
-COMMANDS = ("train", "run", "generate", "grid", "demo", "words", "version")
+HEAVY = (
+    "torch", "numpy", "diffusers", "transformers", "bitsandbytes", "huggingface_hub", "safetensors", "PIL",
+    "gradio", "fastapi", "uvicorn", "httpx", "psutil", "sqlite3",
+)  # fmt: skip
+COMMANDS = ("train", "run", "generate", "grid", "demo", "words", "version", "ui", "serve", "worker", "queue")
 
 
 def test_help_imports_none_of_the_heavy_libraries() -> None:
