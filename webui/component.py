@@ -1,0 +1,40 @@
+"""Own components: `gr.HTML` made of a template and a script under `assets/`, with the page's style sheet for both.
+
+Gradio runs what a template renders as a JavaScript template string, so a value in it (the name of a LoRA, a prompt)
+would be code: the templates here are fixed text, and the scripts write values as text into the document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
+
+import gradio as gr
+
+from webui.theme import asset
+
+
+def component(
+    name: str, value: Any, *, elem_id: str, server: Sequence[Callable[..., Any]] = (), **props: Any
+) -> gr.HTML:
+    """The component of `assets/NAME.html` and `assets/NAME.js`; the script sees `server` functions and `props`."""
+    return gr.HTML(
+        value,
+        elem_id=elem_id,
+        html_template=asset(f"{name}.html"),
+        js_on_load=asset(f"{name}.js"),
+        apply_default_css=False,
+        server_functions=[_plain(function) for function in server] or None,
+        **props,
+    )
+
+
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same as a function: Gradio writes a mark on it, which a method does not take."""
+
+    @wraps(function)
+    def plain(*values: Any) -> Any:
+        return function(*values)
+
+    return plain

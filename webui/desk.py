@@ -1,0 +1,315 @@
+"""The desk as values: channels and form in, requests out, and back again. No Gradio, no torch.
+
+The desk's state lives in the browser as a JSON list, one object a channel, and comes with every order; nothing in it
+is believed before it has been looked at: a channel names a LoRA by its place below `loras/`, never by a path. What the
+strips look like is `strips`' business, and drawing is the engine's.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from diffusion_lora.errors import AdapterFileError, PromptError
+from diffusion_lora.generate.request import LoraUse, Request
+from diffusion_lora.lora.card import Card
+from diffusion_lora.lora.header import tensor_hash
+
+MAX_STRENGTH = 10.0
+MAX_PICTURES = 64
+SWEEP = (0.0, 1.2, 7)
+"""From, to and how many: what a click on Sweep draws."""
+
+_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One LoRA on the desk; `name` is its place below `loras/` without the suffix.
+
+    `text_strength` is that of its text encoder part, None the same as `strength`.
+    """
+
+    name: str
+    strength: float = 1.0
+    text_strength: float | None = None
+    muted: bool = False
+    solo: bool = False
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the form says: an empty field (None, "") leaves the choice to the base, the seed to chance."""
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    width: float | None = None
+    height: float | None = None
+    pictures: float | None = 1
+    steps: float | None = 20
+    guidance: float | None = None
+    sampler: str = "ddim"
+    seed: str = ""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One channel at `count` strengths, evenly from `start` to `stop`, all else as it is."""
+
+    name: str
+    start: float = SWEEP[0]
+    stop: float = SWEEP[1]
+    count: int = SWEEP[2]
+
+    def values(self) -> tuple[float, ...]:
+        """The strengths, rounded to what a fader can show."""
+        if self.count == 1:
+            return (self.start,)
+        step = (self.stop - self.start) / (self.count - 1)
+        return tuple(round(self.start + index * step, 3) for index in range(self.count))
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The settings of a picture, put back; `told` are sentences about what could not be."""
+
+    form: Form
+    channels: tuple[Channel, ...]
+    told: tuple[str, ...] = ()
+
+
+def channels_of(state: Any) -> tuple[Channel, ...]:
+    """The channels of the browser's state. Raises PromptError when it is none."""
+    if not state:
+        return ()
+    try:
+        return tuple(
+            Channel(
+                name=str(entry["name"]),
+                strength=_strength(entry.get("strength", 1.0)),
+                text_strength=None if entry.get("text") is None else _strength(entry["text"]),
+                muted=bool(entry.get("muted")),
+                solo=bool(entry.get("solo")),
+            )
+            for entry in state
+        )
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise PromptError("the desk cannot be read: reload the page") from error
+
+
+def sounding(channels: Iterable[Channel]) -> tuple[Channel, ...]:
+    """The channels that are heard: not muted and, where some are soloed, one of those; a fader at 0 is not heard."""
+    every = tuple(channels)
+    soloed = any(channel.solo for channel in every)
+    return tuple(
+        channel
+        for channel in every
+        if not channel.muted and (channel.solo or not soloed) and (channel.strength or channel.text_strength)
+    )
+
+
+def requests_of(form: Form, channels: Iterable[Channel], loras: Path) -> list[Request]:
+    """One request a picture, picture i with seed + i. Raises PromptError and AdapterFileError, in words."""
+    count = _whole(form.pictures, "the number of pictures", 1)
+    if not 1 <= count <= MAX_PICTURES:
+        raise PromptError(f"{count} pictures are asked for; give 1 to {MAX_PICTURES}")
+    first = _request(form, sounding(channels), loras)
+    return [replace(first, seed=first.seed + index) for index in range(count)]
+
+
+def sweep_requests(form: Form, channels: Iterable[Channel], sweep: Sweep, loras: Path) -> list[Request]:
+    """One request a strength of the swept channel, all of one seed; the one that is asked about is
+    heard, muted or not, and beside those that are soloed.
+
+    Raises PromptError and AdapterFileError, in words.
+    """
+    every = tuple(channels)
+    if sweep.name not in {channel.name for channel in every}:
+        raise PromptError(f"{sweep.name} is not on the desk: add it, then sweep it")
+    if not 2 <= sweep.count <= MAX_PICTURES:
+        raise PromptError(f"a sweep of {sweep.count} is asked for; give 2 to {MAX_PICTURES} pictures")
+    seeded = replace(form, seed=str(_seed(form.seed)))
+    soloed = any(channel.solo for channel in every)
+    drawn = []
+    for value in sweep.values():
+        turned = (
+            replace(channel, strength=value, muted=False, solo=soloed) if channel.name == sweep.name else channel
+            for channel in every
+        )
+        drawn.append(_request(seeded, sounding(turned), loras))
+    return drawn
+
+
+def sweep_of(data: Mapping[str, Any]) -> Sweep:
+    """The sweep that the browser asks for. Raises PromptError for fields that are no numbers."""
+    try:
+        return Sweep(str(data["name"]), _strength(data["from"]), _strength(data["to"]), int(float(data["count"])))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise PromptError("a sweep needs numbers: from 0 to 1.2 in 7, for example") from error
+
+
+def command(
+    request: Request, *, count: int = 1, base: str = "pocket", device: str = "auto", seeded: bool = True
+) -> str:
+    """The command line that draws the request (`count` of them, with seeds that count on) pixel for pixel.
+
+    `seeded` False leaves the seed to chance, as an empty field does.
+    """
+    options: list[str] = []
+    for use in request.loras:
+        text = "" if use.text_strength is None else f":{_plain(use.text_strength)}"
+        options += ["--lora", f"{use.path}:{_plain(use.strength)}{text}"]
+    if seeded:
+        options += ["--seed", str(request.seed)]
+    options += ["--steps", str(request.steps)]
+    if count > 1:
+        options += ["--count", str(count)]
+    if request.negative_prompt:
+        options += ["--negative", request.negative_prompt]
+    if request.guidance_scale is not None:
+        options += ["--guidance", _plain(request.guidance_scale)]
+    if request.width and request.height:
+        options += ["--size", f"{request.width}x{request.height}"]
+    if request.sampler != "ddim":
+        options += ["--sampler", request.sampler]
+    if (base := request.base or base) != "pocket":
+        options += ["--base", base]
+    if device != "auto":
+        options += ["--device", device]
+    head = ("diffusion-lora", "generate")
+    if request.prompt.startswith("-"):
+        return shlex.join([*head, *options, "--", request.prompt])
+    return shlex.join([*head, request.prompt, *options])
+
+
+def restore(request: Request, cards: Sequence[Card], *, base: str = "") -> Restored:
+    """A picture's request as form and channels; `cards` are the LoRAs there are and `base` the one that draws now.
+
+    A LoRA is looked for where it was, then by its file name, then by the hash of its tensors; one that is gone, or has
+    another content than it had, is told by name.
+    """
+    channels: list[Channel] = []
+    told: list[str] = []
+    for use in request.loras:
+        card = _find(use, cards)
+        if card is None:
+            told.append(
+                f"The LoRA {use.name} is not in the loras folder: put {use.name}{_SUFFIX} there and drop the picture "
+                "again. It is left out."
+            )
+            continue
+        if use.sha and not _is_same(card, use.sha):
+            told.append(f"{card.name} has changed since this picture was drawn: the same settings draw another one.")
+        if card.name in {channel.name for channel in channels}:
+            told.append(f"{card.name} stood in this picture twice: the desk has it once, at its last strength.")
+            channels = [channel for channel in channels if channel.name != card.name]
+        channels.append(Channel(card.name, use.strength, use.text_strength))
+    if request.base and base and request.base != base:
+        told.append(f"This picture was drawn by {request.base}, and {base} is loaded: it will look different.")
+    form = Form(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        width=request.width or None,
+        height=request.height or None,
+        pictures=1,
+        steps=request.steps,
+        guidance=request.guidance_scale,
+        sampler=request.sampler,
+        seed=str(request.seed),
+    )
+    return Restored(form, tuple(channels), tuple(told))
+
+
+def strip(channel: Channel, card: Card | None, thumb: str | None = None) -> dict[str, Any]:
+    """A channel as the browser holds it, with what its file says of itself."""
+    return {
+        "name": channel.name,
+        "strength": channel.strength,
+        "text": channel.text_strength,
+        "muted": channel.muted,
+        "solo": channel.solo,
+        **facts(card, thumb),
+    }
+
+
+def facts(card: Card | None, thumb: str | None = None) -> dict[str, Any]:
+    """What a strip tells of its file: kind and rank in words, the trigger word, a small picture."""
+    if card is None:
+        return {"kind": "", "trigger": "", "thumb": thumb}
+    kind = ", ".join(part for part in (card.kind, f"rank {card.rank}" if card.rank else "") if part)
+    return {"kind": kind, "trigger": card.trigger_word, "thumb": thumb}
+
+
+def _request(form: Form, channels: Iterable[Channel], loras: Path) -> Request:
+    return Request(
+        prompt=form.prompt.strip(),
+        negative_prompt=form.negative_prompt.strip(),
+        seed=_seed(form.seed),
+        steps=_whole(form.steps, "steps", 20),
+        guidance_scale=None if form.guidance is None else float(form.guidance),
+        width=_whole(form.width, "the width", 0),
+        height=_whole(form.height, "the height", 0),
+        sampler=form.sampler,
+        loras=tuple(
+            LoraUse(channel.name, lora_file(channel.name, loras), channel.strength, channel.text_strength)
+            for channel in channels
+        ),
+    )
+
+
+def lora_file(name: str, loras: Path) -> Path:
+    """The file of a LoRA named by its place below `loras`. Raises AdapterFileError when it is not there."""
+    path = loras / f"{name}{_SUFFIX}"
+    # A name from the browser must not lead out of the folder; links that a person put into it may.
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts or not path.is_file():
+        raise AdapterFileError(
+            f"the LoRA {name} is no longer in {loras}: put its file back, or take its channel off the desk"
+        )
+    return path
+
+
+def _find(use: LoraUse, cards: Sequence[Card]) -> Card | None:
+    usable = [card for card in cards if not card.problem]
+    there = [card for card in usable if card.path == use.path]
+    named = [card for card in usable if card.path.name == use.path.name]
+    if found := there or named:
+        return next((card for card in found if use.sha and _is_same(card, use.sha)), found[0])
+    return next((card for card in usable if use.sha and _is_same(card, use.sha)), None)
+
+
+def _is_same(card: Card, sha: str) -> bool:
+    return tensor_hash(card.path).startswith(sha.lower())
+
+
+def _strength(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number) or abs(number) > MAX_STRENGTH:
+        raise ValueError(f"{value} is no strength")
+    return number
+
+
+def _seed(text: str) -> int:
+    """The seed that a field says; none, or -1, is any."""
+    text = text.strip()
+    if text in ("", "-1"):
+        return secrets.randbelow(2**32)
+    if not text.isdecimal():
+        raise PromptError(f"the seed {text!r} is no whole number; give 0 or more, or leave it empty for any")
+    return int(text)
+
+
+def _whole(value: float | None, name: str, default: int) -> int:
+    if value is None:
+        return default
+    if value != int(value):
+        raise PromptError(f"{name} is {value:g}; give a whole number")
+    return int(value)
+
+
+def _plain(value: float) -> str:
+    return repr(float(value)).removesuffix(".0")

@@ -1,0 +1,337 @@
+"""The Generate tab: the form, the stage, the film strip and the desk, and what happens between them.
+
+The browser holds the form and the desk; Python reads them when something is to be drawn, hands the requests to the
+engine, and shows what it tells. Nothing is asked of the engine before that: faders, mutes and captions move in the
+browser alone. What is drawn is saved by the engine, so that closing the page loses nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from diffusion_lora.errors import UserError
+from diffusion_lora.families.pocket.words import pocket_words
+from diffusion_lora.generate.infotext import read_request
+from diffusion_lora.generate.request import Request
+from diffusion_lora.generate.samplers import SAMPLERS
+from diffusion_lora.generate.wire import Drawn, Start, Step
+from diffusion_lora.layouts.layout import layout_named
+from diffusion_lora.run import Run
+from webui import desk, stage
+from webui.component import component
+from webui.context import Context, Links
+from webui.desk import Form
+from webui.files import picture_url
+from webui.gallery import film, newest, picture_named, thumb
+
+_SECONDS_BETWEEN_STEPS = 0.1
+_SILENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_EXAMPLES = 3
+
+# A seed as the command line picks one.
+_ROLL = "() => String(crypto.getRandomValues(new Uint32Array(1))[0])"
+_COPY = """(text) => {
+  if (!text) return;
+  const plain = () => {
+    document.querySelector("#command textarea").select();
+    document.execCommand("copy");
+  };
+  navigator.clipboard ? navigator.clipboard.writeText(text).catch(plain) : plain();
+}"""
+
+
+@dataclass
+class _Order:
+    """What a browser last asked for; `id` is the engine's, once it has taken it."""
+
+    id: str = ""
+    cancelled: bool = False
+
+
+class _Generate:
+    """What the handlers of one page share: the context, and the order each browser session waits for."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._workspace = context.workspace
+        self._orders: dict[str, _Order] = {}
+
+    # --- drawing ---
+
+    def draw(self, *values: Any, request: gr.Request) -> Iterator[Any]:
+        """Draw what form and desk say. Yields the stage and the film strip."""
+        form, state = _form(values[:-1]), values[-1]
+        yield from self._drawn(
+            lambda: desk.requests_of(form, desk.channels_of(state), self._workspace.loras), None, request
+        )
+
+    def sweep(self, asked: gr.EventData, *values: Any, request: gr.Request) -> Iterator[Any]:
+        """Draw one channel at several strengths, as one batch."""
+        form, state = _form(values[:-1]), values[-1]
+        try:
+            wanted = desk.sweep_of(asked._data or {})
+        except UserError as error:
+            yield stage.trouble(str(error)), gr.skip()
+            return
+        yield from self._drawn(
+            lambda: desk.sweep_requests(form, desk.channels_of(state), wanted, self._workspace.loras), wanted, request
+        )
+
+    def cancel(self, request: gr.Request) -> None:
+        """Give up what this browser waits for; it takes effect within a step."""
+        order = self._orders.get(_session(request))
+        if order:
+            order.cancelled = True
+            if order.id:
+                self._context.engine.cancel(order.id)
+
+    def _drawn(self, ask: Callable[[], list[Request]], sweep: desk.Sweep | None, request: gr.Request) -> Iterator[Any]:
+        session = _session(request)
+        self.cancel(request)  # a new order takes the place of the one before
+        order = self._orders[session] = _Order()
+        try:
+            try:
+                requests = ask()
+            except UserError as error:
+                yield stage.trouble(str(error)), gr.skip()
+                return
+            yield from self._follow(order, session, stage.Stage(requests, self._url, sweep))
+        finally:
+            if self._orders.get(session) is order:
+                del self._orders[session]
+
+    def _follow(self, order: _Order, session: str, shown: stage.Stage) -> Iterator[Any]:
+        yield shown.value(), gr.skip()
+        told = 0.0
+        with closing(self._context.engine.generate(shown.requests, previews=True)) as events:
+            for event in events:
+                if self._orders.get(session) is not order:
+                    return
+                if isinstance(event, Start):
+                    order.id = event.id
+                    if order.cancelled:
+                        self._context.engine.cancel(event.id)
+                    continue
+                shown.take(event)
+                if isinstance(event, Step) and time.monotonic() - told < _SECONDS_BETWEEN_STEPS:
+                    continue
+                told = time.monotonic()
+                yield shown.value(), film(self._workspace) if isinstance(event, Drawn) else gr.skip()
+
+    # --- what was drawn ---
+
+    def start(self) -> dict[str, Any]:
+        """What a page shows at first: the newest picture, or how to begin."""
+        for picture in newest(self._workspace)[:1]:
+            return self._earlier(picture)
+        if self._context.base != "pocket":
+            return stage.empty(["Nothing drawn yet", "Say what the picture should show, then Generate."])
+        words = pocket_words()
+        examples = [
+            f"a {words.colours[3 * turn]} {words.objects[9 * turn + 2]} on a {words.backgrounds[2 * turn]} background"
+            for turn in range(_EXAMPLES)
+        ]
+        return stage.empty(
+            ["Nothing drawn yet", "Say what the picture should show, then Generate. pocket knows a toy world:"],
+            examples,
+        )
+
+    def select(self, asked: gr.EventData) -> dict[str, Any]:
+        """A picture of the film strip on the stage."""
+        try:
+            return self._earlier(picture_named(self._workspace, _name(asked)))
+        except UserError as error:
+            return stage.trouble(str(error))
+
+    def restore(self, asked: gr.EventData) -> list[Any]:
+        """The settings of the picture on the stage."""
+        try:
+            return self._restored(picture_named(self._workspace, _name(asked)))
+        except UserError as error:
+            return _unchanged(stage.trouble(str(error)))
+
+    def drop(self, file: str | None) -> list[Any]:
+        """The settings of a picture from outside; the file field is empty again for the next."""
+        if file is None:
+            return [None, *_unchanged(gr.skip())]
+        try:
+            return [None, *self._restored(Path(file))]
+        except UserError as error:
+            # The upload's own folder says nothing to a person.
+            return [None, *_unchanged(stage.trouble(str(error).replace(str(Path(file).parent) + "/", "")))]
+
+    def command_of(self, name: str) -> str:
+        """The command that draws a picture of the film strip again."""
+        try:
+            request = read_request(picture_named(self._workspace, str(name)))
+        except UserError as error:
+            return f"# {error}"
+        return desk.command(request, device=self._context.device)
+
+    def command(self, *values: Any) -> tuple[Any, Any]:
+        """The command that draws what form and desk say."""
+        form, state = _form(values[:-1]), values[-1]
+        try:
+            requests = desk.requests_of(form, desk.channels_of(state), self._workspace.loras)
+        except UserError as error:
+            return gr.update(value="", visible=False), stage.trouble(str(error))
+        text = desk.command(
+            requests[0],
+            count=len(requests),
+            base=self._context.base,
+            device=self._context.device,
+            seeded=form.seed.strip() not in ("", "-1"),
+        )
+        return gr.update(value=text, visible=True), gr.skip()
+
+    # --- the desk ---
+
+    def loras(self) -> dict[str, Any]:
+        """What can be added to the desk, and where the files belong."""
+        return {
+            "folder": str(self._workspace.loras),
+            "loras": [
+                {"name": card.name, "problem": card.problem, **desk.facts(card, thumb(self._workspace, card.name))}
+                for card in self._context.engine.adapters()
+            ],
+        }
+
+    def open_adapter(self, name: str, prompt: str, state: Any) -> list[Any]:
+        """Put a LoRA that another tab names on the desk, with words to begin with where the prompt is empty."""
+        if not name:
+            return [gr.skip()] * 3
+        cards = {card.name: card for card in self._context.engine.adapters()}
+        entries = [entry for entry in state or [] if entry.get("name") != name]
+        entries.append(desk.strip(desk.Channel(name), cards.get(name), thumb(self._workspace, name)))
+        return ["", prompt if prompt.strip() else self._first_prompt(name, cards), entries]
+
+    def film(self) -> dict[str, Any]:
+        """The film strip as the folder is now."""
+        return film(self._workspace)
+
+    def _first_prompt(self, name: str, cards: dict[str, Any]) -> str:
+        """What the run of this LoRA drew its previews with, else the trigger word."""
+        try:
+            prompts = Run.open(self._workspace.run_folder(name)).config.preview.prompts
+        except UserError:
+            prompts = ()
+        return prompts[0] if prompts else (cards[name].trigger_word if name in cards else "")
+
+    def _restored(self, picture: Path) -> list[Any]:
+        cards = {card.name: card for card in self._context.engine.adapters()}
+        request = read_request(picture)
+        found = desk.restore(request, list(cards.values()), base=self._context.engine.status().base)
+        strips = [
+            desk.strip(channel, cards.get(channel.name), thumb(self._workspace, channel.name))
+            for channel in found.channels
+        ]
+        ours = picture.parent == self._workspace.pictures
+        shown = self._earlier(picture, found.told) if ours else self._foreign(request, found.told)
+        return [*astuple(found.form), strips, shown]
+
+    def _earlier(self, picture: Path, notes: tuple[str, ...] = ()) -> dict[str, Any]:
+        src = picture_url(self._workspace, picture)
+        try:
+            return stage.earlier(picture, read_request(picture), src, notes)
+        except UserError:
+            # Somebody else's picture in the folder: it can be seen, if not drawn again.
+            return stage.earlier(picture, Request(prompt=picture.name), src, notes)
+
+    def _foreign(self, request: Request, notes: tuple[str, ...]) -> dict[str, Any]:
+        return {
+            **stage.empty(["The settings are back", "Generate draws the picture again."]),
+            "title": request.prompt,
+            "notes": list(notes),
+        }
+
+    def _url(self, path: str) -> str:
+        return picture_url(self._workspace, self._workspace.root / path)
+
+
+def generate_tab(context: Context, links: Links) -> None:
+    """Build the tab and connect its parts."""
+    page = _Generate(context)
+    layout = layout_named(context.base)
+    side, guidance = (str(layout.size_px), f"{layout.guidance_scale:g}") if layout else ("auto", "auto")
+    samplers = [(_title(sampler.a1111, sampler.a1111_schedule), sampler.name) for sampler in SAMPLERS.values()]
+
+    with gr.Column(elem_id="generate-page"):
+        with gr.Column(elem_id="generate-form", elem_classes="panel"):
+            prompt = gr.Textbox(
+                label="Prompt", lines=3, max_lines=8, elem_id="prompt", placeholder="What the picture should show"
+            )
+            negative = gr.Textbox(label="Leave out", lines=1, max_lines=4, elem_id="negative")
+            with gr.Row(elem_classes="fields"):
+                width = gr.Number(label="Width", placeholder=side, precision=0, step=8, elem_id="width", min_width=60)
+                height = gr.Number(
+                    label="Height", placeholder=side, precision=0, step=8, elem_id="height", min_width=60
+                )
+                pictures = gr.Number(label="Pictures", value=1, precision=0, minimum=1, elem_id="count", min_width=60)
+            with gr.Row(elem_classes="fields"):
+                steps = gr.Number(label="Steps", value=20, precision=0, minimum=1, elem_id="steps", min_width=60)
+                scale = gr.Number(label="Guidance", placeholder=guidance, step=0.5, elem_id="guidance", min_width=60)
+            with gr.Row(elem_classes="fields"):
+                sampler = gr.Dropdown(samplers, value="ddim", label="Sampler", elem_id="sampler", min_width=60, scale=3)
+                with gr.Column(elem_id="seed-place", min_width=60, scale=2):
+                    seed = gr.Textbox(label="Seed", placeholder="any", max_lines=1, elem_id="seed")
+                    roll = gr.Button("Roll", elem_id="seed-roll", elem_classes="quiet", size="sm")
+            drop = gr.File(
+                label="Drop a picture here", type="filepath", elem_id="drop-settings", show_label=False, height=46
+            )
+            with gr.Column(elem_id="generate-actions"):
+                go = gr.Button("Generate", variant="primary", elem_id="generate-go")
+                cancel = gr.Button("Cancel", elem_id="generate-cancel")
+                copy = gr.Button("Copy as command", elem_id="copy-command", elem_classes="quiet", size="sm")
+                line = gr.Textbox(
+                    show_label=False, container=False, lines=2, visible=False, elem_id="command", interactive=True
+                )
+        shown = component("stage", page.start, elem_id="stage", server=[page.command_of])
+        strip = component("gallery", None, elem_id="gallery")
+        strips = component("desk", [], elem_id="desk", server=[page.loras])
+
+    form = [prompt, negative, width, height, pictures, steps, scale, sampler, seed]
+    order: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple", **_SILENT}
+    go.click(page.draw, [*form, strips], [shown, strip], **order)
+    strips.sweep(page.sweep, [*form, strips], [shown, strip], **order)
+    cancel.click(page.cancel, queue=False, **_SILENT)
+
+    roll.click(None, None, seed, js=_ROLL, **_SILENT)
+    copy.click(page.command, [*form, strips], [line, shown], **_SILENT).then(None, line, None, js=_COPY, **_SILENT)
+    strip.select(page.select, None, shown, **_SILENT)
+    shown.restore(page.restore, None, [*form, strips, shown], **_SILENT)
+    drop.upload(page.drop, drop, [drop, *form, strips, shown], **_SILENT)
+    links.open_adapter.change(
+        page.open_adapter, [links.open_adapter, prompt, strips], [links.open_adapter, prompt, strips], **_SILENT
+    )
+    links.pulse.feed(strip, page.film)
+
+
+def _form(values: tuple[Any, ...]) -> Form:
+    prompt, negative, width, height, pictures, steps, guidance, sampler, seed = values
+    return Form(
+        prompt or "", negative or "", width, height, pictures, steps, guidance, sampler or "ddim", str(seed or "")
+    )
+
+
+def _unchanged(shown: Any) -> list[Any]:
+    """Nothing for the form and the desk, `shown` for the stage."""
+    return [*[gr.skip()] * 10, shown]
+
+
+def _title(name: str, schedule: str) -> str:
+    return name if schedule == "Automatic" else f"{name} {schedule}"
+
+
+def _name(asked: gr.EventData) -> str:
+    return str((asked._data or {}).get("name", ""))
+
+
+def _session(request: gr.Request) -> str:
+    return request.session_hash or ""
