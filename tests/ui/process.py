@@ -8,8 +8,8 @@ import contextlib
 import http.client
 import json
 import os
-import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,12 +20,14 @@ from typing import Any, TypeVar
 import psutil  # type: ignore[import-untyped]
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-_ADDRESS = re.compile(r"http://[\w.]+:(\d+)")
 
 Found = TypeVar("Found")
 
+PATIENCE_S = 240.0
+"""How long to wait for what takes seconds on a machine at rest: these tests measure no time, CI is seldom at rest."""
 
-def wait_for(what: str, look: Callable[[], Found | None], timeout_s: float = 60.0, every_s: float = 0.2) -> Found:
+
+def wait_for(what: str, look: Callable[[], Found | None], timeout_s: float = PATIENCE_S, every_s: float = 0.2) -> Found:
     """Look until something is there. Raises AssertionError naming what was waited for."""
     end = time.monotonic() + timeout_s
     while not (found := look()):
@@ -38,13 +40,13 @@ def wait_for(what: str, look: Callable[[], Found | None], timeout_s: float = 60.
 class DeskProcess:
     """The page's process and, through the workspace, the processes it calls up.
 
-    `port` and `url` are those of the newest start; a port once had is asked for again, as a person's open tab would.
+    It keeps its port when it is started again, so that a tab left open finds it.
     """
 
     def __init__(self, workspace: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
         self.workspace = workspace
-        self.log = workspace.with_name(f"{workspace.name}-ui.log")
-        self.port = 0
+        self.port = _free_port()
+        self.log = workspace.with_name(f"{workspace.name}-ui-{self.port}.log")
         self._arguments = arguments
         self._environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1", **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
@@ -58,7 +60,7 @@ class DeskProcess:
         assert self._process is not None, "the page was not started"
         return self._process.pid
 
-    def start(self, timeout_s: float = 60.0) -> "DeskProcess":
+    def start(self, timeout_s: float = PATIENCE_S) -> "DeskProcess":
         """Start the page and wait until it answers. Raises AssertionError with what it printed when it does not."""
         command = [sys.executable, "-m", "diffusion_lora", "ui", "--workspace", str(self.workspace), "--no-browser"]
         command += ["--port", str(self.port), *self._arguments]
@@ -86,7 +88,7 @@ class DeskProcess:
         """Ctrl-C, as a person ends it; its exit status."""
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)
-        return self._process.wait(timeout=20)
+        return self._process.wait(timeout=60)
 
     def presence(self, name: str) -> dict[str, Any] | None:
         """What `state/{engine,worker}.json` says, while that process is alive."""
@@ -96,21 +98,21 @@ class DeskProcess:
             return None
         return told if psutil.pid_exists(told["pid"]) else None
 
-    def wait_for_presence(self, name: str, *, other_than: int | None = None, timeout_s: float = 60.0) -> dict[str, Any]:
+    def wait_for_presence(self, name: str, *, other_than: int | None = None) -> dict[str, Any]:
         """Wait for the engine or the worker; `other_than` is the pid of the one that died."""
 
         def look() -> dict[str, Any] | None:
             told = self.presence(name)
             return told if told and told["pid"] != other_than else None
 
-        return wait_for(f"the {name}", look, timeout_s)
+        return wait_for(f"the {name}", look)
 
     def engine_status(self) -> dict[str, Any]:
         """The engine's own `/status`; empty while it does not answer."""
         told = self.presence("engine")
         if told is None:
             return {}
-        connection = http.client.HTTPConnection("127.0.0.1", told["port"], timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", told["port"], timeout=60)
         try:
             connection.request("GET", "/status", headers={"Authorization": f"Bearer {told['token']}"})
             answer = connection.getresponse()
@@ -120,14 +122,14 @@ class DeskProcess:
         finally:
             connection.close()
 
-    def wait_for_engine(self, timeout_s: float = 90.0) -> dict[str, Any]:
+    def wait_for_engine(self) -> dict[str, Any]:
         """Wait until the base is loaded."""
 
         def look() -> dict[str, Any] | None:
             status = self.engine_status()
             return status if status.get("state") == "ready" else None
 
-        return wait_for("the base to be ready", look, timeout_s)
+        return wait_for("the base to be ready", look)
 
     def processes(self, word: str = "") -> list[psutil.Process]:
         """Those of this workspace (told by their command line) whose command line also has `word`."""
@@ -142,17 +144,13 @@ class DeskProcess:
             for process in ended:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            psutil.wait_procs(ended, timeout=10)
+            psutil.wait_procs(ended, timeout=60)
 
     def _answers(self) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
             raise AssertionError(f"the page ended with status {self._process.returncode}")
-        told = _ADDRESS.search(self.output())
-        if told is None:
-            return False
-        self.port = int(told[1])
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET", "/", headers={"Host": f"127.0.0.1:{self.port}"})
             return connection.getresponse().status in {200, 401}
@@ -160,6 +158,13 @@ class DeskProcess:
             return False
         finally:
             connection.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def _command_lines() -> Iterator[tuple[psutil.Process, str]]:

@@ -8,7 +8,9 @@ import contextlib
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, expect
+
+from tests.ui.process import PATIENCE_S
 
 # A browser with nothing to say to the world: no update checks, no look-ups of its maker's hosts.
 FLAGS = (
@@ -76,4 +78,6 @@ def open_watched(browser: Browser, *, width: int = 1400, height: int = 900, them
         color_scheme="dark" if theme == "dark" else "light" if theme == "light" else "no-preference",
         permissions=["clipboard-read", "clipboard-write"],
     )
+    context.set_default_timeout(PATIENCE_S * 1000)
+    expect.set_options(timeout=PATIENCE_S * 1000)
     return Watch(context.new_page())
