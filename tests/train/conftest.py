@@ -1,11 +1,10 @@
-"""A tiny real Stable Diffusion with random weights, a small set of pictures, and the configuration that joins them."""
+"""A small set of pictures, and the configuration that joins it to the tiny base."""
 
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from diffusion_lora.config import TrainConfig, parse_train_config
@@ -14,57 +13,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Stable Diffusion of 64 px pictures, saved in diffusers' layout: 0.2 million parameters."""
-    from diffusion_lora.families.quiet import quiet
-
-    quiet()
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    torch.manual_seed(0)
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    names = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    end = len(names) - 1
-    text = CLIPTextConfig(
-        vocab_size=len(names),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        bos_token_id=end - 1,
-        eos_token_id=end,
-        pad_token_id=end,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        cross_attention_dim=32,
-        attention_head_dim=2,
-        norm_num_groups=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=4,
-        sample_size=64,
-    )
-    folder = tmp_path_factory.mktemp("bases") / "tiny-sd"
-    StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        tokenizer=CLIPTokenizer(vocab={name: i for i, name in enumerate(names)}, merges=[], model_max_length=77),
-        unet=unet,
-        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
+def base(tiny_base: Path) -> Path:
+    """The small one that all rooms train on."""
+    return tiny_base
 
 
 @pytest.fixture
