@@ -1,29 +1,191 @@
-"""The page as one web application: header, tabs, and the walls around them."""
+"""The page as one web application: bar and tabs, the walls around them, and the process that serves it.
+
+    build(context)    the page, for whoever wants to mount it
+    serve_page(...)   the page on a port, until Ctrl-C
+
+It owns nothing: engine, worker and runs are processes of their own and go on when it is gone.
+"""
 
 from __future__ import annotations
 
-import gradio as gr
+import os
+import socket
+import threading
+import webbrowser
+from typing import TYPE_CHECKING
 
-from webui.context import Context, Links
-from webui.live import Pulse, Watch
+from diffusion_lora.errors import ServiceError
+from diffusion_lora.jobs.store import Queue
+from diffusion_lora.processes import open_ui
+from diffusion_lora.workspace import Workspace
+from webui.context import Context
+from webui.engine import EngineClient
+from webui.files import Thumbnails, picture_routes
+from webui.walls import Names, Walls
+from webui.watch import Watch
+
+if TYPE_CHECKING:
+    import gradio as gr
+    from fastapi import FastAPI
+
+DEFAULT_PORT = 7860
+_PORTS_TRIED = 100
+_LARGEST_UPLOAD = "200mb"
+_LAST_WORDS_S = 2
 
 
-def build(context: Context) -> gr.Blocks:
-    """The page: a header and a tab for each kind of work."""
-    with gr.Blocks(title="diffusion-lora", analytics_enabled=False) as page:
+def serve_page(
+    workspace: Workspace,
+    *,
+    port: int | None = None,
+    open_browser: bool = True,
+    base: str = "pocket",
+    device: str = "auto",
+    listen: str | None = None,
+    login: tuple[str, str] | None = None,
+) -> None:
+    """Serve the page of a workspace until Ctrl-C. Prints its address once it answers.
+
+    `port` None takes the first free one from 7860, 0 any free one. `listen` is an address other than loopback; it
+    needs a `login` (name, password). Raises ServiceError: a port that is taken, `listen` without a login.
+    """
+    if listen is not None and login is None:
+        raise ServiceError(f"--listen {listen} opens the page to other machines: give it a --login NAME as well")
+    with _socket(listen or "127.0.0.1", port) as listening:
+        port = listening.getsockname()[1]
+        _prepare_gradio(workspace)
+        context = Context(workspace, EngineClient(workspace), Queue(workspace), base, device)
+        watch = Watch(context)
+        with open_ui(workspace, port):
+            # Engine and worker are on their way while Gradio is being imported: that takes as long as loading the base.
+            watch.begin()
+            app = application(context, watch, names=Names.of(listen), port=port, login=login)
+            _serve(app, listening, f"http://{_told_host(listen)}:{port}", open_browser=open_browser)
+
+
+def build(context: Context, watch: Watch | None = None, thumbnails: Thumbnails | None = None) -> gr.Blocks:
+    """The page: a bar over a tab for each kind of work."""
+    import gradio as gr
+
+    from webui import bar
+    from webui.context import Links
+    from webui.live import Pulse
+    from webui.tabs.generate import generate_tab
+    from webui.tabs.queue import queue_tab
+    from webui.tabs.train import train_tab
+
+    watch = watch or Watch(context)
+    pulse = Pulse()
+    with gr.Blocks(title="diffusion-lora", analytics_enabled=False, fill_width=True) as page:
+        gr.HTML(bar.BRAND, elem_id="brand", apply_default_css=False)
+        bar_right = gr.HTML(bar.status(watch.look(), None), elem_id="bar-right", apply_default_css=False)
+        pulse.feed(bar_right, lambda: bar.status(watch.look(), watch.story("")))
         open_adapter = gr.Textbox(visible="hidden", elem_id="open-adapter")
-        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
-            links = Links(tabs, open_adapter, Pulse(), Watch(context))
+        shown_run = gr.Textbox(visible="hidden", elem_id="shown-run")
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap", selected="train") as tabs:
+            links = Links(tabs, open_adapter, shown_run, pulse, watch, thumbnails or Thumbnails(context.workspace))
             with gr.Tab("Train", id="train", elem_id="train"):
-                pass
+                train_tab(context, links)
             with gr.Tab("Generate", id="generate", elem_id="generate"):
-                try:
-                    from webui.tabs.generate import generate_tab
-                except ModuleNotFoundError:
-                    gr.Markdown("Not there yet.")
-                else:
-                    generate_tab(context, links)
+                generate_tab(context, links)
             with gr.Tab("Queue", id="queue", elem_id="queue"):
-                pass
-        links.pulse.start(page)
+                queue_tab(context, links)
+        pulse.start(page)
     return page
+
+
+def application(
+    context: Context, watch: Watch, *, names: Names, port: int, login: tuple[str, str] | None = None
+) -> FastAPI:
+    """Page, picture routes and walls as one application."""
+    import gradio as gr
+    from fastapi import FastAPI
+
+    from webui.opening import Opening, style_route
+    from webui.theme import asset, theme
+
+    thumbnails = Thumbnails(context.workspace)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Opening)
+    app.add_middleware(Walls, names=names, port=port, login=login)  # added last: the outermost
+    app.include_router(style_route())
+    app.include_router(picture_routes(context.workspace, thumbnails))
+    gr.mount_gradio_app(
+        app,
+        build(context, watch, thumbnails),
+        path="/",
+        server_name="127.0.0.1",
+        server_port=port,
+        theme=theme(),
+        js=asset("page.js"),
+        footer_links=[],
+        run_history=False,
+        max_file_size=_LARGEST_UPLOAD,
+        show_error=False,
+        ssr_mode=False,
+        mcp_server=False,
+        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+    )
+    return app
+
+
+def _prepare_gradio(workspace: Workspace) -> None:
+    """What Gradio reads from the environment when it is imported: no telemetry, uploads inside the workspace."""
+    uploads = workspace.state / "uploads"
+    uploads.mkdir(exist_ok=True)
+    os.environ.update(
+        GRADIO_ANALYTICS_ENABLED="False",
+        GRADIO_TEMP_DIR=str(uploads),
+        GRADIO_EXAMPLES_CACHE=str(workspace.state / "examples"),
+        GRADIO_ALLOWED_PATHS="",
+        HF_HUB_DISABLE_TELEMETRY="1",
+    )
+
+
+def _serve(app: FastAPI, listening: socket.socket, address: str, *, open_browser: bool) -> None:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            print(f"The desk is at {address}  (Ctrl-C closes it; what runs goes on)", flush=True)
+            if open_browser:
+                threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=_LAST_WORDS_S, ws="none"
+    )
+    Server(config).run(sockets=[listening])
+
+
+def _socket(host: str, port: int | None) -> socket.socket:
+    """A listening socket: taken before anything is started, so that a taken port costs a person no waiting."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for candidate in range(DEFAULT_PORT, DEFAULT_PORT + _PORTS_TRIED) if port is None else (port,):
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        if os.name == "posix":  # on Windows the option would let two processes share a port
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, candidate))
+            listening.listen()
+        except OSError as error:
+            listening.close()
+            problem = error
+        else:
+            listening.set_inheritable(False)
+            if port is None and candidate != DEFAULT_PORT:
+                print(f"Port {DEFAULT_PORT} is taken; the page is on {candidate}.", flush=True)
+            return listening
+    if port is None:
+        raise ServiceError(
+            f"no port from {DEFAULT_PORT} to {DEFAULT_PORT + _PORTS_TRIED - 1} is free: give one, --port"
+        )
+    raise ServiceError(f"port {port} on {host} cannot be used ({problem.strerror or problem}): give another, --port N")
+
+
+def _told_host(listen: str | None) -> str:
+    if listen is None:
+        return "127.0.0.1"
+    if listen in ("0.0.0.0", "::"):
+        return socket.gethostname()
+    return f"[{listen}]" if ":" in listen else listen

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from diffusion_lora.jobs.store import Queue
     from diffusion_lora.workspace import Workspace
     from webui.engine import EngineClient
-    from webui.live import Pulse, Watch
+    from webui.files import Thumbnails
+    from webui.live import Pulse
+    from webui.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,13 @@ class Links:
     `open_adapter` is a hidden text field: a tab writes the name of an adapter of `loras/` into it and turns `tabs` to
     "generate"; the Generate tab watches it, puts that adapter on the desk and empties the field again. `pulse` is the
     page's one timer: `pulse.feed(component, read)` shows each second what `read` returns, sent only when it changed.
-    `watch` is the one look at engine, worker and queue that all browsers share.
+    `watch` is the one look at engine, worker and queue that all browsers share. `shown_run` is another hidden field:
+    the run that the Train tab shows, empty for the one under way or the newest. `thumbnails` gives small copies.
     """
 
     tabs: gr.Tabs
     open_adapter: gr.Textbox
+    shown_run: gr.Textbox
     pulse: Pulse
     watch: Watch
+    thumbnails: Thumbnails

@@ -1,0 +1,116 @@
+"""The queue as HTML: a row a job, and under a failed one what it said last. Every text is escaped."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from diffusion_lora.jobs.store import Job
+from diffusion_lora.workspace import Workspace
+from webui.files import Thumbnails, picture_url
+from webui.runs import Stories, Story
+from webui.runview import resume_label
+from webui.watch import Look
+from webui.words import duration, moment
+
+EMPTY = (
+    '<div class="empty queue-empty"><strong>Nothing is queued</strong>'
+    "Runs that you start on the Train tab wait and run here, and stay when the page is closed.</div>"
+)
+_HEAD = (
+    '<div class="queue-row queue-head"><span></span><span>Name</span><span>State</span><span>Work</span>'
+    "<span>Time</span><span></span></div>"
+)
+_DOTS = {"running": "good", "done": "good", "failed": "stopped", "stopped": "careful", "paused": "careful"}
+
+
+def table(look: Look, stories: Stories, workspace: Workspace, thumbnails: Thumbnails) -> str:
+    """All jobs: what runs, what waits, the rest, newest first."""
+    if not look.jobs:
+        return EMPTY
+    return _HEAD + "".join(_row(job, stories.story(job.run, job), workspace, thumbnails) for job in look.jobs)
+
+
+def _row(job: Job, story: Story | None, workspace: Workspace, thumbnails: Thumbnails) -> str:
+    state = "waiting" if job.state == "starting" else job.state
+    said = _said(job, story)
+    return (
+        f'<div class="queue-job" data-run="{escape(job.run)}" data-state="{state}"><div class="queue-row">'
+        f"{_picture(story, workspace, thumbnails)}"
+        f'<span class="who"><b title="{escape(job.run)}">{escape(job.run)}</b><i>{job.kind.capitalize()}</i></span>'
+        f'<span class="state"><i class="dot {_DOTS.get(state, "")}"></i>{escape(_state(job, story))}</span>'
+        f'<span class="work">{_work(story, state)}</span>'
+        f'<span class="time">{escape(_time(job, story, state))}</span>'
+        f'<span class="acts">{_acts(story, state)}</span></div>{said}</div>'
+    )
+
+
+def _picture(story: Story | None, workspace: Workspace, thumbnails: Thumbnails) -> str:
+    """The newest preview, or else the first picture it learns from."""
+    for column in reversed(story.columns if story else ()):
+        newest = next((picture for picture in column.pictures if picture.is_file()), None)
+        if newest is not None:
+            return f'<img src="{picture_url(workspace, newest)}" alt="">'
+    if story is not None and (first := _first_picture(Path(story.config.dataset.path))) is not None:
+        return f'<img src="{thumbnails.url(first)}" alt="">'
+    return '<span class="no-picture"></span>'
+
+
+def _first_picture(folder: Path) -> Path | None:
+    return next(iter(sorted(folder.glob("*.png")) or sorted(folder.glob("*.jp*g"))), None)
+
+
+def _state(job: Job, story: Story | None) -> str:
+    if job.state == "running" and story is not None and story.text:
+        return story.text.capitalize()
+    return {"starting": "Starting", "failed": "Failed", "stopped": "Stopped", "paused": "Paused"}.get(
+        job.state, job.state.capitalize()
+    )
+
+
+def _work(story: Story | None, state: str) -> str:
+    if story is None:
+        return "Its folder is gone"
+    if state == "done":
+        took = f" in {duration(story.seconds)}" if story.seconds is not None else ""
+        return f"{story.steps} steps{took}"
+    if state == "running":
+        percent = 100 * story.share
+        return f'{story.step} of {story.steps} steps<span class="bar"><i style="width:{percent:.0f}%"></i></span>'
+    if story.step:
+        return f"{story.step} of {story.steps} steps"
+    return f"{story.steps} steps"
+
+
+def _time(job: Job, story: Story | None, state: str) -> str:
+    if state == "running":
+        return f"{story.time_left} left" if story and story.time_left else ""
+    at = job.ended or job.queued
+    return f"since {moment(at)}" if state == "waiting" else moment(at)
+
+
+def _acts(story: Story | None, state: str) -> str:
+    acts = []
+    if story is not None:
+        acts.append(("show", "Show", "quiet"))
+    if state in ("done", "failed", "stopped", "paused"):
+        acts.append(("remove", "Remove", "quiet"))
+    if state == "running":
+        acts.append(("cancel", "Stop and save", ""))
+    elif state == "waiting":
+        acts.append(("cancel", "Cancel", ""))
+    elif state == "done" and story is not None and story.adapter:
+        acts.append(("open", "Open in Generate", ""))
+    elif state in ("failed", "stopped", "paused") and story is not None:
+        acts.append(("resume", resume_label(story), ""))
+    return "".join(
+        f'<button type="button" class="{kind}" data-act="{name}">{escape(label)}</button>' for name, label, kind in acts
+    )
+
+
+def _said(job: Job, story: Story | None) -> str:
+    """The sentence with which it ended, in full."""
+    text = job.text or (story.text if story else "")
+    if job.state not in ("failed", "stopped") or not text:
+        return ""
+    return f'<pre class="said">{escape(text)}</pre>'

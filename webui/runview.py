@@ -1,0 +1,228 @@
+"""A run as HTML: its figures, its curve, how it is, its pictures. Text and numbers in, HTML out, every text escaped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from diffusion_lora.workspace import Workspace
+from webui.files import picture_url
+from webui.runs import Story
+from webui.words import count, duration, moment
+
+_POINTS = 500
+_SMOOTHING = 0.06
+"""Share of a new value in the smoothed one, for a run of a few hundred steps; short runs are smoothed less."""
+_SHOWN_COLUMNS = 8
+
+
+def figures(story: Story | None) -> str:
+    """The head of the live half: what runs, how far, how fast, how long."""
+    if story is None:
+        return ""
+    shown = [(f'<span id="train-progress">{story.step} / {story.steps}</span>', "steps")]
+    if story.seconds_a_step is not None and story.step:
+        shown.append((duration(story.seconds_a_step), "a step"))
+    if story.time_left:
+        shown.append((story.time_left, "left"))
+    elif story.seconds is not None:
+        shown.append((duration(story.seconds), "in all"))
+    drawn = "".join(f"<div><b>{value}</b><span>{unit}</span></div>" for value, unit in shown)
+    share = story.began.get("share")
+    adapter = f"rank {story.config.lora.rank}, alpha {story.config.lora.alpha:g}"
+    under = adapter + (f", {share:g}% of the base" if share else "")
+    return (
+        f'<div class="figures" data-state="{story.state}"><div class="run-name"><h2 title="{escape(story.name)}">'
+        f"{escape(story.name)}</h2><span>{escape(under)}</span></div>{drawn}</div>"
+    )
+
+
+def resume_label(story: Story) -> str:
+    """What the button that goes on says."""
+    return f"Resume from {story.checkpoint}" if story.checkpoint else "Start again"
+
+
+def chart(story: Story | None) -> str:
+    """The loss: every value faint, the smoothed course over it."""
+    if story is None:
+        return ""
+    head = (
+        '<div class="chart-head"><span class="caption-title">Loss</span>'
+        '<span class="legend"><i></i>training, smoothed</span></div>'
+    )
+    if not story.losses:
+        waiting = {
+            "waiting": "It waits for its turn; the curve begins with its first step.",
+            "running": "Pictures and base are being prepared; the curve begins with the first step.",
+        }.get(story.state, "No step was taken.")
+        return f'{head}<div class="empty chart-empty">{waiting}</div>'
+    smooth = _smoothed([loss for _, loss in story.losses])
+    steps = [step for step, _ in story.losses]
+    raw = [loss for _, loss in story.losses]
+    low, high, ticks = _scale(raw, smooth)
+    across = [tick for tick in _ticks(0, story.steps, 5) if tick <= story.steps]
+
+    def line(values: Sequence[float]) -> str:
+        points = _thinned(list(zip(steps, values, strict=True)))
+        return " ".join(f"{1000 * x / story.steps:.1f},{_height(y, low, high):.1f}" for x, y in points)
+
+    grid = "".join(
+        f'<line x1="0" x2="1000" y1="{y:.1f}" y2="{y:.1f}"/>' for y in (_height(t, low, high) for t in ticks)
+    )
+    left = "".join(f'<span style="top:{_height(t, low, high) / 10:.2f}%">{_short(t, ticks)}</span>' for t in ticks)
+    below = "".join(f'<span style="left:{100 * t / story.steps:.2f}%">{t:g}</span>' for t in across)
+    last = smooth[-1]
+    dot = f'<i class="now" style="left:{100 * steps[-1] / story.steps:.2f}%;top:{_height(last, low, high) / 10:.2f}%"></i>'
+    return (
+        f'{head}<div class="chart"><div class="y">{left}</div><div class="plot">'
+        f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="Loss {last:.4f} at step {steps[-1]}">'
+        f'<g class="grid">{grid}</g><polyline class="raw" points="{line(raw)}"/>'
+        f'<polyline class="smooth" points="{line(smooth)}"/></svg>{dot}</div><div class="x">{below}</div></div>'
+    )
+
+
+def health(story: Story | None) -> str:
+    """How it is, in sentences, the newest state first."""
+    if story is None:
+        return ""
+    lines = [_state_line(story)]
+    lines += [("good", f"Saved at step {story.checkpoint}.")] if story.checkpoint else []
+    pictures = story.began.get("pictures")
+    if pictures:
+        lines.append(("good", f"It learns from {count(int(pictures), 'picture')}."))
+    trend = _trend(story)
+    lines += [trend] if trend else []
+    lines += [("careful", problem) for problem in story.problems]
+    lines += [("dim", note) for note in story.notes]
+    rows = "".join(f'<li><i class="dot {kind}"></i><span>{escape(_ended(text))}</span></li>' for kind, text in lines)
+    return f'<span class="caption-title">Health</span><ul>{rows}</ul>'
+
+
+def previews(story: Story | None, workspace: Workspace) -> str:
+    """The previews: a row a prompt, a column a step, with the columns to come."""
+    if story is None:
+        return ""
+    prompts = story.config.preview.prompts
+    every = story.config.preview.every
+    planned = list(range(every, story.steps + 1, every)) if every else []
+    there = {column.step: column for column in story.columns}
+    steps = sorted(set(planned) | there.keys())
+    if not prompts or not steps:
+        return '<div class="empty">This run draws no previews.</div>'
+    steps = _chosen(steps, set(there))
+    rows = []
+    for number, prompt in enumerate(prompts):
+        cells = []
+        for step in steps:
+            column = there.get(step)
+            picture = column.pictures[number] if column and number < len(column.pictures) else None
+            if picture is None or not picture.is_file():
+                cells.append("<td><span></span></td>")
+                continue
+            address = picture_url(workspace, picture)
+            cells.append(
+                f'<td><a href="{address}" target="_blank" rel="noopener"><img src="{address}" '
+                f'alt="{escape(prompt)}, step {step}"></a></td>'
+            )
+        rows.append(
+            f'<tr><th scope="row"><span title="{escape(prompt)}">{escape(prompt)}</span></th>{"".join(cells)}</tr>'
+        )
+    newest = max(there, default=None)
+    head = "".join(f'<th scope="col"{" class=newest" if step == newest else ""}>{step}</th>' for step in steps)
+    return f'<table style="--columns:{len(steps)}"><thead><tr><td></td>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _state_line(story: Story) -> tuple[str, str]:
+    saved = f" It goes on from step {story.checkpoint}." if story.checkpoint else ""
+    match story.state:
+        case "waiting":
+            return "dim", story.text or "It waits for its turn in the queue."
+        case "running":
+            if story.text:
+                return "careful", f"It {story.text}" if story.text.startswith("waits") else story.text
+            return "good", "It trains." if story.step else "It prepares pictures and base."
+        case "done":
+            when = f", {moment(story.ended)}" if story.ended else ""
+            where = f"; it is among your LoRAs as {story.adapter}" if story.adapter else ""
+            return "good", f"Done{when}{where}."
+        case "paused":
+            return "careful", f"Paused at step {story.step}.{saved}"
+        case "failed":
+            return "stopped", (story.text or "It ended in a way it could not tell.")
+    return "careful", f"Stopped at step {story.step}: {story.text or 'asked to stop'}.{saved}"
+
+
+def _trend(story: Story) -> tuple[str, str] | None:
+    if len(story.losses) < 20:
+        return None
+    smooth = _smoothed([loss for _, loss in story.losses])
+    first, last = sum(smooth[5:10]) / 5, smooth[-1]
+    if last < 0.97 * first:
+        return "good", f"The loss falls: {last:.3f}, from {first:.3f}."
+    return "careful", f"The loss does not fall yet: {last:.3f}, from {first:.3f}."
+
+
+def _ended(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}{'' if text.rstrip().endswith(('.', '!', '?')) else '.'}"
+
+
+def _chosen(steps: list[int], there: set[int]) -> list[int]:
+    """At most as many columns as fit: the first, and then the newest ones with what comes next."""
+    if len(steps) <= _SHOWN_COLUMNS:
+        return steps
+    newest = max((number for number, step in enumerate(steps) if step in there), default=0)
+    end = min(len(steps), max(_SHOWN_COLUMNS, newest + 2))
+    return [steps[0], *steps[end - _SHOWN_COLUMNS + 1 : end]]
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """An exponential mean without the pull of its start (Kingma & Ba 2015, bias correction)."""
+    share = max(_SMOOTHING, min(0.4, 4 / max(1, len(values))))
+    smooth, mean, weight = [], 0.0, 0.0
+    for value in values:
+        mean = (1 - share) * mean + share * value
+        weight = (1 - share) * weight + share
+        smooth.append(mean / weight)
+    return smooth
+
+
+def _scale(raw: Sequence[float], smooth: Sequence[float]) -> tuple[float, float, list[float]]:
+    """Bottom, top and ticks. A few wild values do not flatten the rest: they are cut at the edge."""
+    ordered = sorted(raw)
+    low = min(ordered[int(0.02 * (len(ordered) - 1))], min(smooth))
+    high = max(ordered[math.ceil(0.98 * (len(ordered) - 1))], max(smooth))
+    ticks = _ticks(low, high if high > low else low + max(1e-6, abs(low) * 0.1), 4)
+    return ticks[0], ticks[-1], ticks
+
+
+def _ticks(low: float, high: float, wanted: int) -> list[float]:
+    """Round numbers that enclose a range."""
+    rough = (high - low) / wanted
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
+    return [round(number * step, 10) for number in range(first, last + 1)]
+
+
+def _height(value: float, low: float, high: float) -> float:
+    return 1000 - 1000 * min(1.0, max(0.0, (value - low) / (high - low)))
+
+
+def _short(value: float, ticks: Sequence[float]) -> str:
+    """A tick's label, with the digits that its neighbours differ in."""
+    digits = next(n for n in range(12) if len({round(tick, n) for tick in ticks}) == len(ticks) and _fits(ticks, n))
+    return f"{value:.{digits}f}"
+
+
+def _fits(ticks: Sequence[float], digits: int) -> bool:
+    return all(abs(round(tick, digits) - tick) < 1e-9 for tick in ticks)
+
+
+def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    if len(points) <= _POINTS:
+        return points
+    stride = math.ceil(len(points) / _POINTS)
+    kept = points[::stride]
+    return kept if kept[-1] == points[-1] else [*kept, points[-1]]

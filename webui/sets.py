@@ -1,0 +1,185 @@
+"""Sets of pictures with captions, as the Train tab offers and edits them: shipped, the workspace's, any folder.
+
+The files are the truth: a caption is the `.txt` beside its picture and is written there. What the package ships is
+never written to: its first edit makes a copy in the workspace. No Gradio; what a set trains is not known here.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from diffusion_lora.config import resolve_path, shipped, shipped_names
+from diffusion_lora.data.folder import Item, scan_folder
+from diffusion_lora.errors import DatasetError, UserError
+from diffusion_lora.images import SUFFIXES, open_image
+from diffusion_lora.run import cannot_write, write_atomically
+from diffusion_lora.workspace import Workspace, check_name
+
+_FIRST_OWN_SET = "my-pictures"
+_NOT_IN_NAMES = re.compile(r"[^\w .()+-]")
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """A folder of pictures with their captions; `problem` says why it cannot be used, and then there are none."""
+
+    folder: Path
+    items: tuple[Item, ...] = ()
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def bare(self) -> int:
+        """How many pictures have no caption."""
+        return sum(not item.caption for item in self.items)
+
+    @property
+    def is_shipped(self) -> bool:
+        return any(self.folder == shipped("datasets", name).resolve() for name in shipped_names("datasets"))
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """What became of an upload: the set it went to, and a sentence for each file that was left out."""
+
+    folder: Path
+    added: int
+    left_out: tuple[str, ...]
+
+
+def choices(workspace: Workspace) -> list[tuple[str, str]]:
+    """What to offer: (label, folder), the workspace's own sets first."""
+    own = sorted((entry for entry in workspace.datasets.iterdir() if entry.is_dir()), key=lambda entry: entry.name)
+    offered = [(entry.name, str(entry)) for entry in own if not entry.name.startswith(".")]
+    return offered + [
+        (f"{name} (shipped)", str(shipped("datasets", name).resolve())) for name in shipped_names("datasets")
+    ]
+
+
+def open_set(folder: str) -> PictureSet:
+    """The set in a folder a person chose or typed. Never raises for what is wrong with it: `problem` tells."""
+    if not folder.strip():
+        return PictureSet(Path(), problem="Choose a set, upload pictures, or type the path of a folder.")
+    path = resolve_path(folder.strip(), None) or Path(folder.strip()).expanduser().absolute()
+    try:
+        return PictureSet(path, tuple(scan_folder(path, captions_required=False)))
+    except DatasetError as error:
+        return PictureSet(path, problem=str(error).removeprefix("dataset.path = "))
+    except OSError as error:
+        return PictureSet(path, problem=f"{path} cannot be read: {error.strerror or error}")
+
+
+def save_caption(workspace: Workspace, folder: Path, picture: str, caption: str) -> Path:
+    """Write the caption of a picture and return the folder it lies in: a new one, when a shipped set was edited.
+
+    Raises DatasetError for a picture that is not in the set, OutputError.
+    """
+    found = open_set(str(folder))
+    if picture not in {item.name for item in found.items}:
+        raise DatasetError(f"{folder} has no picture {picture!r} (any more): choose the set again")
+    if found.is_shipped:
+        folder = _copy(workspace, found)
+    text = " ".join(caption.split())
+    write_atomically((folder / picture).with_suffix(".txt"), f"{text}\n".encode() if text else b"")
+    return folder
+
+
+def take_upload(workspace: Workspace, files: Sequence[Path], folder: Path | None) -> Uploaded:
+    """Put uploaded pictures, and the `.txt` captions that came with them, into a set of the workspace.
+
+    Into `folder` if that is one of the workspace's sets, else into a new one. A file that is no picture is left out and
+    told. Raises DatasetError when nothing is left, OutputError.
+    """
+    own = folder is not None and folder.parent == workspace.datasets and folder.is_dir()
+    target = folder if own and folder is not None else _free(workspace, _FIRST_OWN_SET)
+    left_out = []
+    pictures = []
+    for file in files:
+        if file.suffix.lower() in SUFFIXES:
+            try:
+                open_image(file)
+            except DatasetError as error:
+                left_out.append(str(error).replace(str(file), file.name))
+            else:
+                pictures.append(file)
+        elif file.suffix.lower() != ".txt":
+            left_out.append(f"{file.name} is no picture")
+    if not pictures:
+        raise DatasetError(
+            f"nothing was added: {'; '.join(left_out)}" if left_out else "nothing was added: there was no picture in it"
+        )
+    captions = {file.stem: file for file in files if file.suffix.lower() == ".txt"}
+    try:
+        target.mkdir(exist_ok=True)
+        for file in pictures:
+            place = _free_file(target, file.name)
+            shutil.copyfile(file, place)
+            if file.stem in captions:
+                shutil.copyfile(captions[file.stem], place.with_suffix(".txt"))
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    return Uploaded(target, len(pictures), tuple(left_out))
+
+
+def common_words(items: Sequence[Item]) -> str:
+    """The words with which all captions end, or begin, or the one word they share: a likely trigger. Else nothing."""
+    captions = [item.caption.replace(",", " ,").split() for item in items if item.caption]
+    if len(captions) < 2:
+        return ""
+    ending = _same_from_start([caption[::-1] for caption in captions])[::-1]
+    beginning = _same_from_start(captions)
+    shared = max(ending, beginning, key=len)
+    words = [word for word in shared if word != ","]
+    if words:
+        return " ".join(words)
+    counted = Counter(word for caption in captions for word in set(caption))
+    everywhere = [word for word, times in counted.items() if times == len(captions) and len(word) > 2 and word != "the"]
+    return everywhere[0] if len(everywhere) == 1 else ""
+
+
+def _same_from_start(lists: Sequence[Sequence[str]]) -> list[str]:
+    same: list[str] = []
+    for words in zip(*lists, strict=False):
+        if len(set(words)) > 1:
+            break
+        same.append(words[0])
+    return same
+
+
+def _copy(workspace: Workspace, found: PictureSet) -> Path:
+    target = _free(workspace, found.name)
+    temporary = workspace.datasets / f".{target.name}.tmp"
+    try:
+        shutil.copytree(found.folder, temporary, dirs_exist_ok=True)
+        temporary.rename(target)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise cannot_write(target, error) from error
+    return target
+
+
+def _free(workspace: Workspace, name: str) -> Path:
+    check_name(name)
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return next(place for free in names if not (place := workspace.datasets / free).exists())
+
+
+def _free_file(folder: Path, name: str) -> Path:
+    """A place for a file under its own name as far as that is one for a file, numbered where it is taken."""
+    clean = _NOT_IN_NAMES.sub("_", Path(name).name).lstrip(". ") or "picture"
+    stem, suffix = Path(clean).stem[:80].rstrip(". "), Path(clean).suffix.lower()
+    try:
+        check_name(f"{stem}{suffix}"[-80:])
+    except UserError:
+        stem = "picture"
+    places = (folder / f"{stem}{'' if number == 1 else f'-{number}'}{suffix}" for number in count(1))
+    return next(place for place in places if not place.exists() and not place.with_suffix(".txt").exists())

@@ -1,0 +1,68 @@
+"""The Queue tab: every run with its state, how far it is, and what can be done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+
+from diffusion_lora.errors import UserError
+from webui import queueview
+from webui.context import Context, Links
+from webui.theme import asset
+
+
+def queue_tab(context: Context, links: Links) -> None:
+    """Put the tab's parts on the page."""
+    watch, queue = links.watch, context.queue
+
+    def drawn() -> str:
+        return queueview.table(watch.look(), watch.stories, context.workspace, links.thumbnails)
+
+    rows = gr.HTML(
+        queueview.EMPTY,
+        elem_id="queue-list",
+        elem_classes="panel",
+        apply_default_css=False,
+        js_on_load=asset("queue.js"),
+    )
+    links.pulse.feed(rows, drawn)
+    acts: Mapping[str, Callable[[str], Any]] = {
+        "cancel": queue.cancel,
+        "pause": queue.pause,
+        "resume": queue.resume,
+        "remove": queue.remove,
+    }
+
+    def act(event: gr.EventData) -> tuple[Any, Any, Any, Any]:
+        name, run = str(event.act), str(event.run)
+        nothing = gr.skip()
+        if name == "show":
+            return nothing, run, nothing, gr.Tabs(selected="train")
+        if name == "open":
+            story = watch.story(run)
+            if story is None or story.adapter is None:
+                return nothing, nothing, nothing, nothing
+            return nothing, nothing, story.adapter, gr.Tabs(selected="generate")
+        if name not in acts:
+            return nothing, nothing, nothing, nothing
+        try:
+            acts[name](run)
+        except UserError as error:
+            text = str(error)
+            gr.Warning(f"{text[:1].upper()}{text[1:]}.", title=run)
+        else:
+            if name == "remove":
+                gr.Info("Its folder lies in the workspace's trash.", title=f"{run} was removed", duration=4)
+        watch.refresh()
+        return drawn(), nothing, nothing, nothing
+
+    rows.click(
+        act,
+        None,
+        [rows, links.shown_run, links.open_adapter, links.tabs],
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )

@@ -1,0 +1,516 @@
+"""The Train tab: pictures and their captions, six settings, and the run as it goes.
+
+What a setting means is `config`'s, what a run tells is `runs`', how it is drawn as HTML is `runview`'s; here they are
+put on the page and clicks become calls.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from diffusion_lora.config import (
+    TrainConfig,
+    load_train_config,
+    parse_train_config,
+    setting_differences,
+    shipped,
+    shipped_names,
+    to_toml,
+)
+from diffusion_lora.data.folder import scan_folder
+from diffusion_lora.errors import ConfigError, UserError
+from diffusion_lora.families.pocket.words import pocket_words
+from diffusion_lora.inbox import ask
+from diffusion_lora.run import Run
+from diffusion_lora.workspace import Workspace, check_name
+from webui import runview, sets, setview
+from webui.context import Context, Links
+from webui.runs import Story
+from webui.theme import asset
+from webui.words import count, duration
+
+_RANKS = (4, 8, 16, 32, 64)
+_COLUMNS = 6
+"""About how many times a run is previewed when nobody said how often."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """The fields of the form, as they come from the page and in its order."""
+
+    base: str
+    dataset: str
+    preset: str
+    name: str
+    trigger: str
+    rank: float | None
+    steps: float | None
+    preview_every: float | None
+    checkpoint_every: float | None
+    batch_size: float | None
+    lr: float | None
+    seed: float | None
+
+
+def train_tab(context: Context, links: Links) -> None:
+    """Put the tab's parts on the page."""
+    presets = _presets(context.base)
+    preset = next(iter(presets))
+    first = presets[preset]
+    start = sets.open_set(first.dataset.path)
+
+    with gr.Row(elem_id="train-page", equal_height=False):
+        with gr.Column(elem_id="train-form", elem_classes="panel"):
+            thumbs = gr.HTML(
+                setview.thumbs(start, links.thumbnails),
+                elem_id="train-thumbs",
+                apply_default_css=False,
+                js_on_load=asset("thumbs.js"),
+            )
+            with gr.Row(elem_classes="dataset-row"):
+                dataset = gr.Dropdown(
+                    _offered(context.workspace),
+                    value=str(start.folder),
+                    label="Set of pictures, or the path of a folder",
+                    allow_custom_value=True,
+                    elem_id="train-dataset",
+                    scale=1,
+                    min_width=120,
+                )
+                upload = gr.UploadButton(
+                    "Upload", file_count="multiple", size="md", elem_id="train-upload", scale=0, min_width=84
+                )
+            kind = gr.Radio(
+                _labels(presets),
+                value=preset,
+                label="What should it learn?",
+                elem_id="train-preset",
+                elem_classes="segments",
+            )
+            with gr.Row():
+                name = gr.Textbox(first.output.name, label="Name", elem_id="train-name", min_width=100, max_lines=1)
+                trigger = gr.Textbox(
+                    first.output.trigger_word or "",
+                    label="Trigger word",
+                    placeholder="none",
+                    elem_id="train-trigger",
+                    min_width=100,
+                    max_lines=1,
+                )
+            base = gr.Dropdown(
+                _bases(context),
+                value=context.base,
+                label="Base",
+                allow_custom_value=True,
+                elem_id="train-base",
+            )
+            rank = gr.Radio(
+                list(_RANKS), value=first.lora.rank, label="Rank", elem_id="train-rank", elem_classes="segments"
+            )
+            steps = gr.Number(
+                first.train.steps, label="Steps", precision=0, minimum=1, elem_id="train-steps", min_width=100
+            )
+            pace = gr.HTML("", elem_id="train-pace", apply_default_css=False)
+            with gr.Accordion("Advanced: previews, checkpoints, learning rate", open=False, elem_classes="fold"):
+                with gr.Row():
+                    preview_every = gr.Number(
+                        None, label="Previews, every … steps", placeholder="about six", precision=0, min_width=100
+                    )
+                    checkpoint_every = gr.Number(
+                        None, label="Checkpoints, every … steps", placeholder="as previews", precision=0, min_width=100
+                    )
+                with gr.Row():
+                    batch_size = gr.Number(
+                        first.train.batch_size, label="Pictures a step", precision=0, minimum=1, min_width=80
+                    )
+                    lr = gr.Number(first.optimizer.lr, label="Learning rate", step=0.0001, min_width=80)
+                    seed = gr.Number(first.train.seed, label="Seed", precision=0, minimum=0, min_width=80)
+            with gr.Accordion(
+                "Words that pocket knows", open=False, elem_classes="fold", elem_id="train-words"
+            ) as words:
+                gr.HTML(setview.words(pocket_words()), apply_default_css=False)
+            with gr.Column(elem_classes="train-go"):
+                note = gr.HTML(setview.form_note(start), elem_id="train-note", apply_default_css=False)
+                go = gr.Button("Train", variant="primary", elem_id="train-start")
+                with gr.Row(elem_classes="copies"):
+                    as_command = gr.Button("Copy as command", size="sm", elem_classes="quiet", min_width=80)
+                    as_toml = gr.Button("Copy as TOML", size="sm", elem_classes="quiet", min_width=80)
+
+        with gr.Column(elem_id="train-side"):
+            with gr.Column(elem_id="train-run", visible=False) as run_view:
+                with gr.Row(elem_id="train-head", elem_classes="panel"):
+                    head = gr.HTML("", elem_id="train-figures", apply_default_css=False)
+                    with gr.Row(elem_id="train-actions"):
+                        sample = gr.Button("Sample now", size="md", visible=False, scale=0, elem_id="train-sample")
+                        pause = gr.Button("Pause", size="md", visible=False, scale=0, elem_id="train-pause")
+                        stop = gr.Button("Stop and save", size="md", visible=False, scale=0, elem_id="train-stop")
+                        resume = gr.Button("Resume", size="md", visible=False, scale=0, elem_id="train-resume")
+                with gr.Row(elem_id="train-middle"):
+                    chart = gr.HTML("", elem_id="train-chart", elem_classes="panel", apply_default_css=False)
+                    health = gr.HTML("", elem_id="train-health", elem_classes="panel", apply_default_css=False)
+                with gr.Column(elem_id="train-below", elem_classes="panel"):
+                    with gr.Row(elem_id="train-below-head"):
+                        gr.HTML('<span class="caption-title">As it learns</span>', apply_default_css=False)
+                        open_it = gr.Button(
+                            "Open in Generate",
+                            size="sm",
+                            visible=False,
+                            scale=0,
+                            elem_id="train-open",
+                            elem_classes="link",
+                        )
+                    previews = gr.HTML("", elem_id="train-previews", apply_default_css=False)
+            with gr.Column(elem_id="train-captions", elem_classes="panel", visible=False) as captions_view:
+                with gr.Row(elem_id="train-captions-head"):
+                    captions_title = gr.HTML(setview.set_title(start), apply_default_css=False)
+                    back = gr.Button("Back to the run", size="md", visible=False, scale=0, elem_id="train-back")
+                cards = gr.HTML(
+                    setview.cards(start, links.thumbnails),
+                    elem_id="train-pictures",
+                    apply_default_css=False,
+                    js_on_load=asset("captions.js"),
+                    server_functions=[_caption_saver(context.workspace)],
+                )
+
+    # Whether the right half shows the run or the captions; empty: the run, as soon as there is one.
+    view = gr.Textbox("", visible="hidden")
+    # What the form filled in by itself: only that is replaced when another set is chosen.
+    suggested = gr.State((first.output.name, first.output.trigger_word or ""))
+    to_copy = gr.Textbox(visible="hidden")
+    form = [base, dataset, kind, name, trigger, rank, steps, preview_every, checkpoint_every, batch_size, lr, seed]
+    assert len(form) == len(fields(Form))
+    quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+    # --- the form -----------------------------------------------------------------------------------------------------
+
+    def choose_base(chosen: str, current: str) -> tuple[Any, Any]:
+        offered = _presets(chosen)
+        value = current if current in offered else next(iter(offered))
+        return gr.Radio(_labels(offered), value=value), gr.Accordion(visible=chosen == "pocket")
+
+    base.change(choose_base, [base, kind], [kind, words], **quick)
+
+    def choose_preset(chosen: str, folder: str) -> list[Any]:
+        config = _preset(chosen)
+        shown = sets.open_set(folder)
+        other = sets.open_set(config.dataset.path)
+        follows = (shown.is_shipped or not shown.items) and bool(other.items)
+        return [
+            str(other.folder) if follows else gr.skip(),
+            config.lora.rank,
+            config.train.steps,
+            config.train.batch_size,
+            config.optimizer.lr,
+        ]
+
+    kind.change(choose_preset, [kind, dataset], [dataset, rank, steps, batch_size, lr], **quick)
+
+    def choose_set(folder: str, preset: str, name: str, trigger: str, before: tuple[str, str]) -> list[Any]:
+        found = sets.open_set(folder)
+        config = _preset(preset)
+        if sets.open_set(config.dataset.path).folder == found.folder:
+            new = (config.output.name, config.output.trigger_word or "")
+        else:
+            new = (found.name, sets.common_words(found.items))
+        return [
+            setview.thumbs(found, links.thumbnails),
+            setview.set_title(found),
+            setview.cards(found, links.thumbnails),
+            setview.form_note(found),
+            new[0] if name in ("", before[0]) and found.items else gr.skip(),
+            new[1] if trigger in ("", before[1]) and found.items else gr.skip(),
+            new if found.items else before,
+        ]
+
+    dataset.change(
+        choose_set,
+        [dataset, kind, name, trigger, suggested],
+        [thumbs, captions_title, cards, note, name, trigger, suggested],
+        **quick,
+    )
+
+    def take(files: list[str] | None, folder: str) -> list[Any]:
+        try:
+            taken = sets.take_upload(
+                context.workspace, [Path(file) for file in files or []], sets.open_set(folder).folder
+            )
+        except UserError as error:
+            gr.Warning(_sentence(error), title="Not added")
+            return [gr.skip(), gr.skip()]
+        told = f"{count(taken.added, 'picture')} added to {taken.folder.name}."
+        gr.Info(" ".join([told, *(f"Left out: {reason}." for reason in taken.left_out)]), title="Pictures")
+        # The same folder again is no change to a dropdown: its pictures are shown by the second output.
+        return [gr.Dropdown(_offered(context.workspace), value=str(taken.folder)), "captions"]
+
+    upload.upload(take, [upload, dataset], [dataset, view], show_progress="hidden", api_visibility="private").then(
+        choose_set,
+        [dataset, kind, name, trigger, suggested],
+        [thumbs, captions_title, cards, note, name, trigger, suggested],
+        **quick,
+    ).then(lambda: (gr.Column(visible=False), gr.Column(visible=True)), None, [run_view, captions_view], **quick)
+
+    def copied(event: gr.EventData) -> Any:
+        return gr.Dropdown(_offered(context.workspace), value=str(event.folder))
+
+    cards.select(copied, None, dataset, **quick)
+
+    # --- the two views of the right half ------------------------------------------------------------------------------
+
+    def shows_captions(view: str, run: str) -> bool:
+        return view == "captions" or (not view and links.watch.story(run) is None)
+
+    def to_captions() -> tuple[str, Any, Any]:
+        return "captions", gr.Column(visible=False), gr.Column(visible=True)
+
+    def to_run() -> tuple[str, Any, Any]:
+        return "run", gr.Column(visible=True), gr.Column(visible=False)
+
+    thumbs.click(to_captions, None, [view, run_view, captions_view], **quick)
+    back.click(to_run, None, [view, run_view, captions_view], **quick)
+    links.shown_run.change(to_run, None, [view, run_view, captions_view], **quick)
+
+    # --- starting -----------------------------------------------------------------------------------------------------
+
+    def start_run(shown: str, *values: Any) -> list[Any]:
+        found = sets.open_set(str(values[1] or ""))
+        try:
+            config = _settle(context, Form(*values))
+            run = context.workspace.free_run_name(config.output.name)
+            config = _named(config, run)
+            Run.create(context.workspace.run_folder(run), config)
+            context.queue.add(run)
+        except UserError as error:
+            return [shown, setview.form_note(found, _sentence(error))]
+        links.watch.refresh()
+        if run != str(values[3]).strip():
+            gr.Info(f"A run of that name is there already: this one is {run}.", title="Name")
+        return [run, setview.form_note(found)]
+
+    go.click(start_run, [links.shown_run, *form], [links.shown_run, note], show_progress="hidden", **_private(quick))
+
+    def copy(words: Callable[[Context, Form], str]) -> Callable[..., list[Any]]:
+        def write(*values: Any) -> list[Any]:
+            found = sets.open_set(str(values[1] or ""))
+            try:
+                text = words(context, Form(*values))
+            except UserError as error:
+                return ["", setview.form_note(found, _sentence(error))]
+            gr.Info("Copied to the clipboard.", duration=2)
+            return [text, setview.form_note(found)]
+
+        return write
+
+    for button, words_of in ((as_command, _command), (as_toml, _toml)):
+        button.click(copy(words_of), form, [to_copy, note], **quick).then(
+            None, to_copy, None, js="(text) => window.desk.copy(text)"
+        )
+
+    # --- the run ------------------------------------------------------------------------------------------------------
+
+    def acting(act: Callable[[str], Any], told: str) -> Callable[[str], None]:
+        def do(run: str) -> None:
+            story = links.watch.story(run)
+            if story is None:
+                return
+            try:
+                act(story.name)
+            except UserError as error:
+                gr.Warning(_sentence(error), title=story.name)
+            else:
+                links.watch.refresh()
+                if told:
+                    gr.Info(told, title=story.name, duration=4)
+
+        return do
+
+    queue, runs = context.queue, context.workspace.run_folder
+    for button, act, told in (
+        (stop, queue.cancel, "It saves what it has after this step, and stops."),
+        (pause, queue.pause, "It saves what it has after this step, and lets go of the device."),
+        (resume, queue.resume, ""),
+        (sample, lambda run: ask(runs(run), "sample"), "Pictures come after this step."),
+    ):
+        button.click(acting(act, told), links.shown_run, None, **quick)
+
+    def open_adapter(run: str) -> tuple[Any, Any]:
+        story = links.watch.story(run)
+        if story is None or story.adapter is None:
+            return gr.skip(), gr.skip()
+        return story.adapter, gr.Tabs(selected="generate")
+
+    open_it.click(open_adapter, links.shown_run, [links.open_adapter, links.tabs], **quick)
+
+    # --- what moves by itself -----------------------------------------------------------------------------------------
+
+    def story_of(draw: Callable[[Story | None], Any]) -> Callable[[str], Any]:
+        return lambda run: draw(links.watch.story(run))
+
+    def shown_when(allowed: Callable[[Story], bool], label: Callable[[Story], str]) -> Callable[[str], Any]:
+        def read(run: str) -> Any:
+            story = links.watch.story(run)
+            if story is None or not allowed(story):
+                return gr.update(visible=False)
+            return gr.update(visible=True, value=label(story))
+
+        return read
+
+    for component, draw in (
+        (head, runview.figures),
+        (chart, runview.chart),
+        (health, runview.health),
+        (previews, lambda story: runview.previews(story, context.workspace)),
+    ):
+        links.pulse.feed(component, story_of(draw), [links.shown_run])
+    running = "running"
+    for button, allowed, label in (
+        (sample, lambda story: story.state == running and bool(story.config.preview.prompts), lambda _: "Sample now"),
+        (pause, lambda story: story.state == running, lambda _: "Pause"),
+        (
+            stop,
+            lambda story: story.is_under_way,
+            lambda story: "Stop and save" if story.state == running else "Cancel",
+        ),
+        (resume, lambda story: story.state in ("paused", "stopped", "failed"), runview.resume_label),
+        (open_it, lambda story: story.adapter is not None, lambda _: "Open in Generate"),
+    ):
+        links.pulse.feed(button, shown_when(allowed, label), [links.shown_run])
+    links.pulse.feed(
+        run_view, lambda view, run: gr.update(visible=not shows_captions(view, run)), [view, links.shown_run]
+    )
+    links.pulse.feed(
+        captions_view, lambda view, run: gr.update(visible=shows_captions(view, run)), [view, links.shown_run]
+    )
+    links.pulse.feed(back, lambda run: gr.update(visible=links.watch.story(run) is not None), [links.shown_run])
+    links.pulse.feed(pace, lambda steps: _pace(links.watch.story(""), steps), [steps])
+
+
+# --- presets and bases ------------------------------------------------------------------------------------------------
+
+
+def _presets(base: str) -> dict[str, TrainConfig]:
+    """The shipped configs that fit a base: pocket's own for pocket, the others for any other base."""
+    every = {name: _preset(name) for name in shipped_names("configs")}
+    return {name: config for name, config in every.items() if (config.model.base == "pocket") == (base == "pocket")}
+
+
+def _preset(name: str) -> TrainConfig:
+    return load_train_config(shipped("configs", name))
+
+
+def _labels(presets: dict[str, TrainConfig]) -> list[tuple[str, str]]:
+    """ "Style", "Subject" where the presets differ in nothing but that; their whole names otherwise."""
+    stems = {name.rpartition("-")[0] for name in presets}
+    return [(name.rpartition("-")[2].capitalize() if len(stems) == 1 else name, name) for name in presets]
+
+
+def _bases(context: Context) -> list[str]:
+    folders = sorted(str(entry) for entry in context.workspace.bases.iterdir() if entry.is_dir())
+    return list(dict.fromkeys(["pocket", context.base, *folders]))
+
+
+def _offered(workspace: Workspace) -> list[tuple[str, str]]:
+    return sets.choices(workspace)
+
+
+# --- from the form to a run -------------------------------------------------------------------------------------------
+
+
+def _settle(context: Context, form: Form) -> TrainConfig:
+    """The configuration the form stands for. Raises UserError with a sentence about the field."""
+    preset = _preset(form.preset)
+    name = check_name((form.name or "").strip())
+    trigger = (form.trigger or "").strip()
+    steps = _whole(form.steps, "the number of steps", least=1)
+    every = _nice(steps / _COLUMNS) if form.preview_every is None else _whole(form.preview_every, "previews, every")
+    saved = every if form.checkpoint_every is None else _whole(form.checkpoint_every, "checkpoints, every")
+    found = sets.open_set(form.dataset or "")
+    if found.problem:
+        raise ConfigError(found.problem)
+    items = scan_folder(found.folder, captions_required=preset.dataset.captions_required)
+    own = found.folder != sets.open_set(preset.dataset.path).folder or trigger != (preset.output.trigger_word or "")
+    prompts = (
+        tuple(dict.fromkeys(item.caption for item in items if item.caption))[:2] if own else preset.preview.prompts
+    )
+    changed: dict[str, dict[str, Any]] = {
+        "model": {"base": (form.base or "").strip() or "pocket"},
+        "dataset": {"path": str(found.folder)},
+        "lora": {"rank": int(form.rank or preset.lora.rank), "alpha": float(form.rank or preset.lora.alpha)},
+        "train": {
+            "steps": steps,
+            "batch_size": _whole(form.batch_size, "pictures a step", least=1),
+            "seed": _whole(form.seed, "the seed"),
+            "device": context.device,
+        },
+        "optimizer": {"lr": float(form.lr if form.lr is not None else preset.optimizer.lr)},
+        "checkpoint": {"every": saved},
+        "preview": {"every": every, "prompts": prompts},
+        "output": {"name": name, "trigger_word": trigger or None, "comment": None if own else preset.output.comment},
+    }
+    tables = {table: getattr(preset, table).model_copy(update=update) for table, update in changed.items()}
+    # Through text and back: whatever the fields held, what is written into the folder is a configuration.
+    return parse_train_config(to_toml(preset.model_copy(update=tables)), source="the form")
+
+
+def _named(config: TrainConfig, name: str) -> TrainConfig:
+    return config.model_copy(update={"output": config.output.model_copy(update={"name": name})})
+
+
+def _whole(value: float | None, what: str, *, least: int = 0) -> int:
+    if value is None or value != int(value) or value < least:
+        raise ConfigError(f"{what} is {'empty' if value is None else value}: give a whole number from {least}")
+    return int(value)
+
+
+def _nice(value: float) -> int:
+    """A round number near a value: 1, 2, 5, 10, 20, 50, ..., and not below 5."""
+    candidates = [factor * 10**power for power in range(7) for factor in (1, 2, 5)]
+    return max(5, min(candidates, key=lambda number: abs(number - value)))
+
+
+def _command(context: Context, form: Form) -> str:
+    """The command that makes the same run, from any folder."""
+    config = _settle(context, form)
+    parts = ["diffusion-lora", "train", form.preset]
+    for key, (_, new) in setting_differences(_preset(form.preset), config).items():
+        value = list(new) if isinstance(new, tuple) else "" if new is None else new
+        parts += ["--set", f"{key}={json.dumps(value, ensure_ascii=False)}"]
+    parts += ["--out", str(context.workspace.run_folder(context.workspace.free_run_name(config.output.name)))]
+    return shlex.join(parts)
+
+
+def _toml(context: Context, form: Form) -> str:
+    return to_toml(_settle(context, form))
+
+
+def _caption_saver(workspace: Workspace) -> Callable[[list[str]], dict[str, str]]:
+    def save_caption(arguments: list[str]) -> dict[str, str]:
+        folder, picture, caption = arguments
+        try:
+            return {"folder": str(sets.save_caption(workspace, Path(folder), picture, caption)), "problem": ""}
+        except UserError as error:
+            return {"folder": folder, "problem": _sentence(error)}
+
+    return save_caption
+
+
+def _pace(story: Story | None, steps: float | None) -> str:
+    if story is None or not story.seconds_a_step or not steps:
+        return ""
+    return setview.hint(f"about {duration(story.seconds_a_step * steps)} at the pace of {story.name}")
+
+
+def _sentence(error: UserError) -> str:
+    """As a sentence on the page: from a capital to a full stop."""
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
+
+
+def _private(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != "show_progress"}

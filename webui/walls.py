@@ -1,0 +1,151 @@
+"""Who may speak to the page: its own browser tabs, from this machine, or whoever logs in where it listens wider.
+
+A request is refused (403) when its Host is none of the page's own names (another site's name that was pointed at this
+machine), when its Origin is another site, or when the browser says that another site made it. With a login every
+route asks for it, ours and Gradio's alike (HTTP basic; 401). Answers carry headers that keep the page from asking
+anything of the outside. What the routes do is not known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import ipaddress
+import secrets
+import socket
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# Gradio's page runs inline scripts and compiles its templates; beyond that nothing comes from elsewhere, nothing goes.
+_POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "media-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "worker-src 'self' blob:",
+        "connect-src 'self' data: blob:",
+        "object-src 'none'",
+        "base-uri 'self'",
+        "form-action 'self'",
+        "frame-ancestors 'none'",
+    )
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_AFTER_A_WRONG_LOGIN_S = 1.0
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names under which the page may be asked for. `any_address` admits every plain IP address, which no other
+    site's name can turn into."""
+
+    hosts: frozenset[str]
+    any_address: bool = False
+
+    @classmethod
+    def of(cls, listen: str | None) -> Names:
+        """Those of a page on loopback (None), or of one that listens on an address or on all of them."""
+        loopback = {"127.0.0.1", "localhost", "::1"}
+        if listen is None:
+            return cls(frozenset(loopback))
+        own = {listen.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
+        return cls(frozenset(loopback | own), any_address=listen in ("0.0.0.0", "::", ""))
+
+    def admit(self, host: str, port: int) -> bool:
+        """Whether a Host header names this page."""
+        try:
+            asked = urlsplit(f"//{host}")
+            name, asked_port = (asked.hostname or "").lower(), asked.port
+        except ValueError:
+            return False
+        if (80 if asked_port is None else asked_port) != port or "@" in host:
+            return False
+        return name in self.hosts or (self.any_address and _is_address(name))
+
+
+class Walls:
+    """The middleware around everything the page serves."""
+
+    def __init__(self, app: ASGIApp, *, names: Names, port: int, login: tuple[str, str] | None = None) -> None:
+        self._app = app
+        self._names = names
+        self._port = port
+        self._login = None if login is None else ":".join(login).encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers[name] = value
+            await send(message)
+
+        refusal = await self._refusal(Headers(scope=scope), followed=_is_followed_link(scope))
+        if refusal is None:
+            await self._app(scope, receive, send_with_headers)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await refusal(scope, receive, send_with_headers)
+
+    async def _refusal(self, headers: Headers, *, followed: bool) -> PlainTextResponse | None:
+        host = headers.get("host", "")
+        if not self._names.admit(host, self._port):
+            return PlainTextResponse("This page is not served under that name.\n", 403)
+        origin = headers.get("origin")
+        foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+        if foreign or (headers.get("sec-fetch-site") == "cross-site" and not followed):
+            return PlainTextResponse("Another site may not use this page.\n", 403)
+        if self._login is not None and not self._knows(headers.get("authorization", "")):
+            if "authorization" in headers:
+                await asyncio.sleep(_AFTER_A_WRONG_LOGIN_S)
+            return PlainTextResponse(
+                "Log in to use this page.\n", 401, {"WWW-Authenticate": 'Basic realm="diffusion-lora", charset="UTF-8"'}
+            )
+        return None
+
+    def _knows(self, authorization: str) -> bool:
+        scheme, _, text = authorization.partition(" ")
+        try:
+            given = base64.b64decode(text, validate=True)
+        except (ValueError, binascii.Error):
+            return False
+        assert self._login is not None
+        return scheme.lower() == "basic" and secrets.compare_digest(given, self._login)
+
+
+def _is_followed_link(scope: Scope) -> bool:
+    """A person who clicks a link to the page, say in a README, comes from another site and may: it opens, no more."""
+    return (
+        scope["type"] == "http"
+        and scope["method"] == "GET"
+        and scope["path"] == "/"
+        and Headers(scope=scope).get("sec-fetch-mode") == "navigate"
+    )
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
