@@ -277,7 +277,7 @@ class LoKr(_Weights):
 
     def update(self) -> Tensor:
         w1, w2 = self.factors()
-        return self.scale * torch.kron(w1.reshape(*w1.shape, *(1,) * (w2.ndim - 2)), w2)
+        return self.scale * torch.kron(w1.reshape(*w1.shape, *(1,) * (w2.ndim - 2)), w2.contiguous())
 
 
 @dataclass(frozen=True, eq=False)
