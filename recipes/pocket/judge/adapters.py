@@ -36,10 +36,12 @@ class Trained:
         return LoraUse(self.name, self.path, strength)
 
 
-def trained(work: Path, preset: Preset, name: str, seed: int, device: str, tell: Callable[[str], None]) -> Trained:
+def trained(
+    work: Path, preset: Preset, name: str, seed: int, device: str, tell: Callable[[str], None], threads: int = 0
+) -> Trained:
     """The adapter for the style or character `name`; trained in `work`, or found there from an earlier call.
 
-    RuntimeError with the end of its output when the command fails.
+    `threads` as `train.threads`: 0 leaves it to torch. RuntimeError with the end of its output when the command fails.
     """
     run = work / f"{preset}-{name}-{seed}"
     taken = work / f"{run.name}.json"
@@ -56,7 +58,8 @@ def trained(work: Path, preset: Preset, name: str, seed: int, device: str, tell:
         command = [sys.executable, "-m", "diffusion_lora", "train", f"pocket-{preset}", "--device", device]
         for key, value in settings.items():
             command += ["--set", f"{key}={json.dumps(value)}"]
-        command += ["--set", f"train.seed={seed}", "--set", "preview.every=0", "--out", str(run)]
+        command += ["--set", f"train.seed={seed}", "--set", f"train.threads={threads}", "--set", "preview.every=0"]
+        command += ["--out", str(run)]
         shutil.rmtree(run, ignore_errors=True)  # an earlier training that was cut off would spoil the clock
         tell(f"training {run.name}")
         seconds, peak_mib = _executed(command, work / f"{run.name}.log")
