@@ -5,8 +5,6 @@ or fail where CI is set: scripts/browser says how to get one.
 """
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,34 +12,23 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.ui.process import CHECKOUT, DeskProcess
-from tests.ui.watch import FLAGS, Watch, open_watched
+from tests.ui.browser import NoBrowserError, browser_program, start_browser
+from tests.ui.process import DeskProcess
+from tests.ui.watch import Watch, open_watched
 
 OpenPage = Callable[..., Watch]
 StartDesk = Callable[..., DeskProcess]
 
 
 @pytest.fixture(scope="session")
-def browser_program() -> str:
-    """Where the browser lies."""
-    found = subprocess.run(
-        [CHECKOUT / "scripts" / "browser", "--find"],
-        env={**os.environ, "PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if found.returncode:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(found.stderr.strip())
-    return found.stdout.strip()
-
-
-@pytest.fixture(scope="session")
-def browser(browser_program: str) -> Iterator[Browser]:
+def browser() -> Iterator[Browser]:
     """One Chromium for all tests; every page has its own context."""
+    try:
+        program = browser_program()
+    except NoBrowserError as error:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
     with sync_playwright() as playwright:
-        # A browser's sandbox wants rights that a container often lacks; it loads nothing but our own page.
-        started = playwright.chromium.launch(executable_path=browser_program, args=list(FLAGS), chromium_sandbox=False)
+        started = start_browser(playwright, program)
         yield started
         started.close()
 

@@ -124,6 +124,8 @@ def test_gradio_serves_no_file_of_the_workspace_or_the_checkout(furnished: DeskP
     """Its own route for files knows uploads and its cache alone."""
     for place in (*PRIVATE, "state/engine.json", "state/queue.db", "pictures/1.png"):
         assert ask(furnished.port, f"/gradio_api/file={furnished.workspace / place}").status in {403, 404}, place
+    for way in ("../engine.json", "../queue.db", "%2e%2e/engine.json", "x/../../engine.json", "..%2fengine.json"):
+        assert ask(furnished.port, f"/gradio_api/file={furnished.workspace}/state/uploads/{way}").status >= 400, way
     for path in (checkout / "pyproject.toml", checkout / "webui" / "app.py", furnished.log, Path("README.md")):
         assert ask(furnished.port, f"/gradio_api/file={path}").status in {403, 404}, path
 

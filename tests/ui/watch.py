@@ -12,13 +12,6 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response
 
 from tests.ui.process import PATIENCE_S
 
-# A browser with nothing to say to the world: no update checks, no look-ups of its maker's hosts.
-FLAGS = (
-    "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-default-apps", "--disable-domain-reliability",
-    "--no-default-browser-check", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
-)  # fmt: skip
-
 # The page itself let go of it: it went elsewhere, or put another picture in the place.
 _LET_GO = "net::ERR_ABORTED"
 
