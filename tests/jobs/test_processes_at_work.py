@@ -84,6 +84,7 @@ def test_the_worker_is_killed_then_the_trainer_and_the_run_still_takes_every_ste
 
     # The worker: the run goes on, and the next worker finds it.
     os.kill(first.pid, signal.SIGKILL)
+    wait_for(lambda: read(workspace, "worker") is None)
     trainer = run_owner(run.folder)
     assert trainer is not None
     reached = step(run)
