@@ -12,9 +12,13 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PACKAGE = CHECKOUT / "diffusion_lora"
+PAGE = CHECKOUT / "webui"
+MODULES = sorted(path for package in (PACKAGE, PAGE) for path in package.rglob("*.py"))
 TORCH_FREE = (
-    "config", "run", "events", "images", "errors", "layouts.layout", "data.folder", "lora.header", "lora.formats.kohya",
-    "generate.request", "generate.infotext", "families.pocket.words", "faces.page", "faces.progress", "cli",
+    "config", "run", "events", "images", "errors", "workspace", "inbox", "processes", "device_lock", "layouts.layout",
+    "data.folder", "lora.header", "lora.formats.kohya", "lora.card", "generate.request", "generate.infotext",
+    "generate.wire", "families.pocket.words", "faces.page", "faces.progress", "jobs.store", "jobs.worker",
+    "jobs.launch", "cli",
 )  # fmt: skip
 
 
@@ -25,7 +29,9 @@ def tracked() -> list[Path]:
     return [CHECKOUT / name for name in done.stdout.split("\0") if name and (CHECKOUT / name).is_file()]
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=lambda path: str(path.relative_to(CHECKOUT)))
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if path.name == "__init__.py"], ids=lambda path: str(path.relative_to(CHECKOUT))
+)
 def test_package_files_import_nothing(path: Path) -> None:
     """One import here would load torch for everybody who wants the torch-free part of the room."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -34,15 +40,27 @@ def test_package_files_import_nothing(path: Path) -> None:
 
 
 def test_what_starts_in_a_blink_loads_no_torch() -> None:
-    code = "".join(f"import diffusion_lora.{name}\n" for name in TORCH_FREE)
-    code += "import sys; print({'torch', 'diffusers', 'transformers', 'bitsandbytes'} & set(sys.modules))"
+    assert not heavy([f"diffusion_lora.{name}" for name in TORCH_FREE])
+
+
+def test_the_page_loads_no_torch_and_its_frame_no_gradio() -> None:
+    """The page is to be there in seconds; Gradio alone takes three, while engine and worker are started already."""
+    files = [path for path in MODULES if PAGE in path.parents and path.name != "__init__.py"]
+    assert heavy([".".join(path.relative_to(CHECKOUT).with_suffix("").parts) for path in files]) == {"gradio"}
+    assert not heavy(["webui.app"])
+
+
+def heavy(modules: list[str]) -> set[str]:
+    """Which libraries of some weight a fresh process has loaded after importing these modules."""
+    code = "".join(f"import {name}\n" for name in modules)
+    code += "import sys\nfor name in ('torch', 'diffusers', 'transformers', 'bitsandbytes', 'gradio'):\n"
+    code += "    if name in sys.modules: print(name)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CHECKOUT)
-    assert done.stdout.strip() == "set()"
+    return set(done.stdout.split())
 
 
 def test_every_module_says_what_it_does() -> None:
-    silent = [path for path in PACKAGE.rglob("*.py") if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
-    assert not silent
+    assert not [path for path in MODULES if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
 
 
 def test_no_file_names_a_registry_or_this_machine() -> None:
