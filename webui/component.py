@@ -16,9 +16,10 @@ from webui.theme import asset
 
 
 def component(
-    name: str, value: Any, *, elem_id: str, server: Sequence[Callable[..., Any]] = (), **props: Any
+    name: str, value: Any, *, elem_id: str, server: Sequence[Callable[[Any], Any]] = (), **props: Any
 ) -> gr.HTML:
-    """The component of `assets/NAME.html` and `assets/NAME.js`; the script sees `server` functions and `props`."""
+    """The component of `assets/NAME.html` and `assets/NAME.js`; the script sees `server` functions, which take
+    what it passes as one value, and `props`."""
     return gr.HTML(
         value,
         elem_id=elem_id,
@@ -30,11 +31,11 @@ def component(
     )
 
 
-def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+def _plain(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """The same as a function: Gradio writes a mark on it, which a method does not take."""
 
     @wraps(function)
-    def plain(*values: Any) -> Any:
-        return function(*values)
+    def plain(asked: Any) -> Any:
+        return function(asked)
 
     return plain

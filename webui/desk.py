@@ -44,7 +44,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Form:
-    """What the form says: an empty field (None, "") leaves the choice to the base, the seed to chance."""
+    """What the form says: 0 and empty fields leave the choice to the base, an empty seed to chance."""
 
     prompt: str = ""
     negative_prompt: str = ""
@@ -251,7 +251,7 @@ def _request(form: Form, channels: Iterable[Channel], loras: Path) -> Request:
         negative_prompt=form.negative_prompt.strip(),
         seed=_seed(form.seed),
         steps=_whole(form.steps, "steps", 20),
-        guidance_scale=None if form.guidance is None else float(form.guidance),
+        guidance_scale=float(form.guidance) if form.guidance else None,
         width=_whole(form.width, "the width", 0),
         height=_whole(form.height, "the height", 0),
         sampler=form.sampler,

@@ -294,7 +294,12 @@ strips.addEventListener("dragend", () => {
 
 add.addEventListener("click", async () => {
   if (menu.matches(":popover-open")) return menu.hidePopover();
-  const found = await server.loras();
+  let found;
+  try {
+    found = await server.loras();
+  } catch {
+    found = { loras: [], title: "The list cannot be read", text: "The page's own process does not answer: start it again." };
+  }
   const taken = new Set(channels().map((channel) => channel.name));
   const rows = found.loras.map((lora) => {
     const row = make("button", { type: "button", "data-add": lora.name, disabled: !!lora.problem, title: lora.problem || null },
@@ -304,8 +309,7 @@ add.addEventListener("click", async () => {
     return row;
   });
   if (!rows.length) {
-    rows.push(make("p", { class: "none" }, make("b", {}, "No LoRA yet"),
-      `Train one, or put .safetensors files into ${found.folder}`));
+    rows.push(make("p", { class: "none" }, make("b", {}, found.title), found.text));
   }
   menu.replaceChildren(...rows);
   menu.showPopover();

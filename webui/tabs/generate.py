@@ -65,14 +65,14 @@ class _Generate:
 
     # --- drawing ---
 
-    def draw(self, *values: Any, request: gr.Request) -> Iterator[Any]:
+    def draw(self, request: gr.Request, *values: Any) -> Iterator[Any]:
         """Draw what form and desk say. Yields the stage and the film strip."""
         form, state = _form(values[:-1]), values[-1]
         yield from self._drawn(
             lambda: desk.requests_of(form, desk.channels_of(state), self._workspace.loras), None, request
         )
 
-    def sweep(self, asked: gr.EventData, *values: Any, request: gr.Request) -> Iterator[Any]:
+    def sweep(self, asked: gr.EventData, request: gr.Request, *values: Any) -> Iterator[Any]:
         """Draw one channel at several strengths, as one batch."""
         form, state = _form(values[:-1]), values[-1]
         try:
@@ -193,10 +193,11 @@ class _Generate:
 
     # --- the desk ---
 
-    def loras(self) -> dict[str, Any]:
-        """What can be added to the desk, and where the files belong."""
+    def loras(self, _asked: Any = None) -> dict[str, Any]:
+        """What can be added to the desk, and what to do where there is nothing."""
         return {
-            "folder": str(self._workspace.loras),
+            "title": "No LoRA yet",
+            "text": f"Train one, or put .safetensors files into {self._workspace.loras}",
             "loras": [
                 {"name": card.name, "problem": card.problem, **desk.facts(card, thumb(self._workspace, card.name))}
                 for card in self._context.engine.adapters()
@@ -259,24 +260,22 @@ def generate_tab(context: Context, links: Links) -> None:
     """Build the tab and connect its parts."""
     page = _Generate(context)
     layout = layout_named(context.base)
-    side, guidance = (str(layout.size_px), f"{layout.guidance_scale:g}") if layout else ("auto", "auto")
+    side, guidance = (layout.size_px, layout.guidance_scale) if layout else (0, 0)  # 0: the base's own
     samplers = [(_title(sampler.a1111, sampler.a1111_schedule), sampler.name) for sampler in SAMPLERS.values()]
 
     with gr.Column(elem_id="generate-page"):
-        with gr.Column(elem_id="generate-form", elem_classes="panel"):
+        with gr.Column(elem_id="generate-form", variant="panel"):
             prompt = gr.Textbox(
                 label="Prompt", lines=3, max_lines=8, elem_id="prompt", placeholder="What the picture should show"
             )
             negative = gr.Textbox(label="Leave out", lines=1, max_lines=4, elem_id="negative")
             with gr.Row(elem_classes="fields"):
-                width = gr.Number(label="Width", placeholder=side, precision=0, step=8, elem_id="width", min_width=60)
-                height = gr.Number(
-                    label="Height", placeholder=side, precision=0, step=8, elem_id="height", min_width=60
-                )
+                width = gr.Number(label="Width", value=side, precision=0, step=8, elem_id="width", min_width=60)
+                height = gr.Number(label="Height", value=side, precision=0, step=8, elem_id="height", min_width=60)
                 pictures = gr.Number(label="Pictures", value=1, precision=0, minimum=1, elem_id="count", min_width=60)
             with gr.Row(elem_classes="fields"):
                 steps = gr.Number(label="Steps", value=20, precision=0, minimum=1, elem_id="steps", min_width=60)
-                scale = gr.Number(label="Guidance", placeholder=guidance, step=0.5, elem_id="guidance", min_width=60)
+                scale = gr.Number(label="Guidance", value=guidance, step=0.5, elem_id="guidance", min_width=60)
             with gr.Row(elem_classes="fields"):
                 sampler = gr.Dropdown(samplers, value="ddim", label="Sampler", elem_id="sampler", min_width=60, scale=3)
                 with gr.Column(elem_id="seed-place", min_width=60, scale=2):
