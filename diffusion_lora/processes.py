@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -134,10 +134,11 @@ def uis_alive(workspace: Workspace) -> list[Presence]:
 
 
 @contextmanager
-def only_one(lock: Path) -> Iterator[None]:
+def only_one(lock: Path, before_told: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Hold a lock file for the length of the block; the note beside it, `LOCK.json`, says who does.
 
-    Raises Taken if another process (or another place in this one) holds it, OutputError if it cannot be written.
+    `before_told` is called once the lock is held, before anybody can see by whom. Raises Taken if another process (or
+    another place in this one) holds it, OutputError if it cannot be written.
     """
     # Not per thread: a server may let go in another thread than it took.
     handle = FileLock(lock, timeout=0, thread_local=False)
@@ -149,6 +150,7 @@ def only_one(lock: Path) -> Iterator[None]:
         raise _cannot_write(lock, error) from error
     note = _note_of(lock)
     try:
+        before_told()
         write_note(note, asdict(Process.this()))
         try:
             yield

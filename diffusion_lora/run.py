@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,13 +96,14 @@ class Run:
         return self.folder / "adapter.safetensors"
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, before_told: Callable[[], object] = lambda: None) -> Iterator[None]:
         """Be the one process at work on the run, for the length of the block.
 
-        Raises RunError naming the process that is at work already, OutputError.
+        `before_told` is called before anybody can see that somebody is at work. Raises RunError naming the process that
+        is already, OutputError.
         """
         try:
-            with only_one(_lock_of(self.folder)):
+            with only_one(_lock_of(self.folder), before_told):
                 yield
         except Taken as error:
             raise _busy(self.folder, error.owner) from None

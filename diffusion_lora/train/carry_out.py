@@ -38,8 +38,8 @@ def carry_out(run: Run, *, resume: bool, progress: Progress = ignore) -> Path:
         progress(run.emit(kind, **fields))
         run.log("  ".join([kind, *(f"{key}: {value}" for key, value in fields.items())]))
 
-    with run.lock(), _end_told(run, tell):
-        taken(run.folder)  # meant for an earlier process
+    # What lies in the inbox was meant for an earlier process; it is cleared before anybody could speak to this one.
+    with run.lock(lambda: taken(run.folder)), _end_told(run, tell):
         if workspace is None:
             return _train(run, resume, progress)
         check_name(run.config.output.name)  # before hours are spent on what could then not be published
