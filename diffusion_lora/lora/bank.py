@@ -1,8 +1,9 @@
-"""The adapters alive in one model: loaded from files, trained, exported, and mixed.
+"""The adapters alive in one model: loaded from files, trained, exported, mixed, and folded into the base for a while.
 
-The base's weights are never written. A layer is wrapped when the first adapter touches it, and the plain layer comes
-back when the last one leaves. `mix` opens the gates: it sets one small tensor for all layers whose rank rows are laid
-out alike, so turning a knob costs nothing, and every row of a batch can have its own mix.
+A layer is wrapped when the first adapter touches it, and the plain layer comes back when the last one leaves. `mix`
+opens the gates: it sets one small tensor for all layers whose rank rows are laid out alike, so turning a knob costs
+nothing, and every row of a batch can have its own mix. The base's weights are never written, but between `fold` and
+`restore`: then the originals are kept aside and put back, nothing is subtracted.
 
 Move the model to its device before adapters come; one thread at a time. What this module does not know: files,
 diffusion, and which model it serves beyond the name it was told.
@@ -14,16 +15,20 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from diffusion_lora.errors import AdapterFileError, ConfigError
 from diffusion_lora.layouts.layout import layout_of_width
-from diffusion_lora.lora.adapter import Adapter, AdapterLayer
-from diffusion_lora.lora.inject import find_sites, select_sites
-from diffusion_lora.lora.layer import Gate, LoraLayer, Stack, wrap
+from diffusion_lora.lora.adapter import Adapter
+from diffusion_lora.lora.deltas import Part, fits, prepare
+from diffusion_lora.lora.fold import Values, folded_values, swap
+from diffusion_lora.lora.inject import Site, find_sites, select_sites
+from diffusion_lora.lora.layer import Branch, Gate, LoraLayer, Stack, wrap
 from diffusion_lora.lora.trainable import TrainableAdapter, new_trainable
+from diffusion_lora.lora.weights import Full
 
 Mix = Mapping[str, float]
 """Adapter name -> strength; who is not named does not act."""
@@ -31,10 +36,15 @@ Mix = Mapping[str, float]
 Rows = Mix | Sequence[Mix]
 """One mix for a whole batch, or one for each of its rows."""
 
+R = TypeVar("R", bound=Rows)
+
 
 @dataclass(frozen=True)
 class _Layout:
-    """How the rank rows of a stack are shared out: (adapter, rank, alpha / rank), in order. One gate serves each."""
+    """How the rank rows of a stack are shared out: (adapter, rank, scale), in order. One gate serves each.
+
+    A branch without rank rows counts as one row.
+    """
 
     component: str
     parts: tuple[tuple[str, int, float], ...]
@@ -58,6 +68,8 @@ class AdapterBank:
                 raise ValueError(f"{component} already carries the adapters of another bank")
         self._sites = find_sites(self.components)
         self._loaded: dict[str, Adapter] = {}
+        self._parts: dict[str, dict[str, Part]] = {}  # of the loaded adapters, by layer
+        self._originals: Values = []  # while a mix is folded in
         self._trained: dict[str, TrainableAdapter] = {}
         self._wrapped: dict[str, LoraLayer] = {}
         self._gates: dict[_Layout, Gate] = {}
@@ -72,10 +84,11 @@ class AdapterBank:
         """Put an adapter into the model, its gate closed until a mix opens it; notes for the user are returned.
 
         AdapterFileError when a layer or a shape is not this model's; the model is then as before. ValueError when the
-        name is taken.
+        name is taken; RuntimeError while a mix is folded in.
         """
         self._check_name(name)
         self._check_fits(name, adapter)
+        self._parts[name] = {key: prepare(layer, self._sites[key].weight) for key, layer in adapter.layers.items()}
         self._loaded[name] = adapter
         self._restack(adapter.layers)
         trained_on = adapter.metadata.get("ss_new_sd_model_hash", "")
@@ -111,8 +124,13 @@ class AdapterBank:
         return trained
 
     def unload(self, name: str) -> None:
-        """Take an adapter out; layers that carry no other become the plain ones again. KeyError if it is not here."""
+        """Take an adapter out; layers that carry no other become the plain ones again.
+
+        KeyError if it is not here; RuntimeError while a mix is folded in.
+        """
+        self._check_not_folded()
         gone = self._loaded.pop(name) if name in self._loaded else self._trained.pop(name)
+        self._parts.pop(name, None)
         self._restack(gone.layers)
 
     def export(self, name: str, metadata: Mapping[str, str] | None = None) -> Adapter:
@@ -129,17 +147,10 @@ class AdapterBank:
         `rows` is one mix {name: strength} for the whole batch, or a mix for every batch row (with classifier-free
         guidance, for every row of the doubled batch). `component_rows` gives a component its own, {"te": ...}. The
         inner of nested contexts holds. With gradient checkpointing the backward pass must be inside too. KeyError for
-        a name that is not loaded.
+        a name that is not loaded; RuntimeError while a mix is folded in.
         """
-        by_component = dict.fromkeys(self.components, rows) | dict(component_rows or {})
-        for component, wanted in by_component.items():
-            if component not in self.components:
-                raise KeyError(f"{component} is not a component of {self.family_name}: {', '.join(self.components)}")
-            for name, strength in ((name, strength) for mix in _as_list(wanted) for name, strength in mix.items()):
-                if name not in self.names:
-                    raise KeyError(f"{name} is not loaded; loaded: {', '.join(self.names) or 'nothing'}")
-                if not math.isfinite(strength):
-                    raise ValueError(f"the strength of {name} is {strength}, not a finite number")
+        self._check_not_folded()
+        by_component = self._by_component(rows, component_rows)
         before = self._rows
         self._rows = by_component
         self._set_gates()
@@ -149,7 +160,57 @@ class AdapterBank:
             self._rows = before
             self._set_gates()
 
+    @property
+    def folded(self) -> bool:
+        """Whether a mix is folded into the base's weights."""
+        return bool(self._originals)
+
+    @torch.no_grad()
+    def fold(self, mix: Mix, component_mixes: Mapping[str, Mix] | None = None) -> None:
+        """Put one mix into the base's weights: a step then costs what it costs without adapters, until `restore`.
+
+        The same as `mix` up to one rounding of each weight to the base's dtype: the sum is made in fp32. The originals
+        of the layers it touches are kept, which takes their memory once more. All gates close; until `restore` nothing
+        can be mixed, loaded or unloaded. KeyError and ValueError as in `mix`; RuntimeError when a mix is folded in
+        already, or a base weight is quantised.
+        """
+        self._check_not_folded()
+        by_component = self._by_component(mix, component_mixes)
+        layers = {name: self.export(name).layers for name in self.names}
+        values: Values = []
+        for key in self._wrapped:
+            strengths = by_component[self._sites[key].component].items()
+            acting = [(strength, layers[name][key]) for name, strength in strengths if strength and key in layers[name]]
+            if acting:
+                values += folded_values(self._sites[key].module, acting)
+        self._originals = swap(values)
+        self._set_gates()
+
+    def restore(self) -> None:
+        """Put the kept originals back: the base is bit for bit what it was. Nothing happens when nothing is folded."""
+        swap(self._originals)
+        self._originals = []
+        self._set_gates()
+
+    def _by_component(self, rows: R, component_rows: Mapping[str, R] | None) -> dict[str, R]:
+        """What is wanted of every component, checked."""
+        by_component = dict.fromkeys(self.components, rows) | dict(component_rows or {})
+        for component, wanted in by_component.items():
+            if component not in self.components:
+                raise KeyError(f"{component} is not a component of {self.family_name}: {', '.join(self.components)}")
+            for name, strength in ((name, strength) for mix in _as_list(wanted) for name, strength in mix.items()):
+                if name not in self.names:
+                    raise KeyError(f"{name} is not loaded; loaded: {', '.join(self.names) or 'nothing'}")
+                if not math.isfinite(strength):
+                    raise ValueError(f"the strength of {name} is {strength}, not a finite number")
+        return by_component
+
+    def _check_not_folded(self) -> None:
+        if self._originals:
+            raise RuntimeError("a mix is folded into the base's weights: restore() them first")
+
     def _check_name(self, name: str) -> None:
+        self._check_not_folded()
         if name in self.names:
             raise ValueError(f"an adapter named {name} is already in the bank")
 
@@ -167,12 +228,14 @@ class AdapterBank:
                 f"{len(adapter.layers)} layers are unknown here, the first is {strange[0]}"
             )
         for key, layer in adapter.layers.items():
-            weight = self._sites[key].weight
-            if _fit(layer, weight) is None:
+            site = self._sites[key]
+            if not fits(layer, site.weight):
                 raise AdapterFileError(
                     f"{name} belongs to another model than {self.family_name} ({_origin(adapter)}): {key} is "
-                    f"{_times(layer.up.shape[:1] + layer.down.shape[1:])} there and {_times(weight.shape)} here"
+                    f"{_times(layer.shape)} there and {_times(site.weight.shape)} here"
                 )
+            if isinstance(layer, Full) and layer.bias is not None and site.module.bias is None:
+                raise AdapterFileError(f"{name} changes the bias of {key}, which has none in this {self.family_name}")
 
     def _cross_attention_width(self) -> int | None:
         for key, site in self._sites.items():
@@ -181,73 +244,84 @@ class AdapterBank:
         return None
 
     def _restack(self, keys: Iterable[str]) -> None:
-        """Rebuild the stacks of these layers after a coming or a going: the only place where rank rows are joined."""
+        """Rebuild the branches of these layers after a coming or a going: the only place where rank rows are joined."""
         for key in keys:
             site = self._sites[key]
-            stacks = self._stacks(key)
-            if stacks and key not in self._wrapped:
+            branches = self._branches(key)
+            if branches and key not in self._wrapped:
                 self._wrapped[key] = wrap(site.module)
                 _replace(self.components[site.component], site.path, self._wrapped[key])
-            if stacks:
-                self._wrapped[key].stacks = stacks
+            if branches:
+                self._wrapped[key].branches = branches
             else:
                 _replace(self.components[site.component], site.path, site.module)
                 del self._wrapped[key]
-        in_use = {id(stack.gate) for layer in self._wrapped.values() for stack in layer.stacks}
+        in_use = {id(branch.gate) for layer in self._wrapped.values() for branch in layer.branches}
         self._gates = {layout: gate for layout, gate in self._gates.items() if id(gate) in in_use}
         self._set_gates()
 
-    def _stacks(self, key: str) -> tuple[Stack, ...]:
-        """One stack for all loaded adapters, in the base's dtype, and one for each adapter in training, in fp32."""
+    def _branches(self, key: str) -> tuple[Branch, ...]:
+        """One stack for the rank rows of all loaded adapters, in the base's dtype; a branch for each without such rows;
+        and one for each adapter in training, in fp32."""
         site = self._sites[key]
-        stacks = []
-        loaded = {name: adapter.layers[key] for name, adapter in self._loaded.items() if key in adapter.layers}
-        if loaded:
-            dtype = site.weight.dtype if site.weight.is_floating_point() else torch.float32
-            fitted = [pair for layer in loaded.values() if (pair := _fit(layer, site.weight))]
-            down = torch.cat([down.to(site.weight.device, dtype) for down, _ in fitted])
-            up = torch.cat([up.to(site.weight.device, dtype) for _, up in fitted], dim=1)
-            parts = tuple((name, layer.rank, layer.scale) for name, layer in loaded.items())
-            stacks.append(Stack(down, up, self._gate(_Layout(site.component, parts, down.device))))
+        loaded = {name: parts[key] for name, parts in self._parts.items() if key in parts}
+        rows = {name: part.rows for name, part in loaded.items() if part.rows is not None}
+        branches: list[Branch] = []
+        if rows:
+            shares = tuple((name, len(part.down), part.scale) for name, part in rows.items())
+            down = _joined([part.down for part in rows.values()], 0)
+            up = _joined([part.up for part in rows.values()], 1)
+            branches.append(Stack(down, up, self._gate(site, shares)))
+        for name, part in loaded.items():
+            if part.branch is not None:
+                branches.append(part.branch(self._gate(site, ((name, 1, 1.0),))))
         for name, trained in self._trained.items():
             if key in trained.layers:
                 down, up = trained.layers[key]
-                parts = ((name, trained.rank, trained.alpha / trained.rank),)
-                stacks.append(Stack(down, up, self._gate(_Layout(site.component, parts, down.device))))
-        return tuple(stacks)
+                shares = ((name, trained.rank, trained.alpha / trained.rank),)
+                branches.append(Stack(down, up, self._gate(site, shares)))
+        return tuple(branches)
 
-    def _gate(self, layout: _Layout) -> Gate:
-        return self._gates.setdefault(layout, Gate())
+    def _gate(self, site: Site, shares: tuple[tuple[str, int, float], ...]) -> Gate:
+        return self._gates.setdefault(_Layout(site.component, shares, site.weight.device), Gate())
 
     def _set_gates(self) -> None:
+        """Set every gate to what is wanted; those of one place are views of one tensor, sent there at once."""
+        waiting: dict[tuple[torch.device, str], list[tuple[Gate, int, bool]]] = {}
+        numbers: dict[tuple[torch.device, str], list[list[float]]] = {}
         for layout, gate in self._gates.items():
-            rows: Rows = dict.fromkeys(self._trained, 1.0) if self._rows is None else self._rows[layout.component]
+            rows = self._wanted(layout.component)
             values = [[mix.get(name, 0.0) * scale for name, _, scale in layout.parts] for mix in _as_list(rows)]
             if not any(value for row in values for value in row):
                 gate.close()
                 continue
-            ranks = torch.tensor([rank for _, rank, _ in layout.parts])
-            tensor = torch.tensor(values).repeat_interleave(ranks, dim=1).to(layout.device)
-            unit = all(value == 1.0 for row in values for value in row)
-            gate.open(tensor[0] if isinstance(rows, Mapping) else tensor, unit=unit)
+            place = layout.device, layout.component
+            all_one = all(value == 1.0 for row in values for value in row)
+            waiting.setdefault(place, []).append((gate, sum(rank for _, rank, _ in layout.parts), all_one))
+            spread = numbers.setdefault(place, [[] for _ in values])
+            for row, line in zip(values, spread, strict=True):
+                for value, (_, rank, _) in zip(row, layout.parts, strict=True):
+                    line.extend([value] * rank)
+        for place, gates in waiting.items():
+            device, component = place
+            together = torch.tensor(numbers[place]).to(device)
+            one_mix = isinstance(self._wanted(component), Mapping)
+            widths = [width for _, width, _ in gates]
+            for (gate, _, unit), part in zip(gates, together.split(widths, dim=1), strict=True):
+                gate.open(part[0] if one_mix else part, unit=unit)
+
+    def _wanted(self, component: str) -> Rows:
+        if self._originals:
+            return {}
+        return dict.fromkeys(self._trained, 1.0) if self._rows is None else self._rows[component]
+
+
+def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=dim)
 
 
 def _as_list(rows: Rows) -> Sequence[Mix]:
     return [rows] if isinstance(rows, Mapping) else rows
-
-
-def _fit(layer: AdapterLayer, weight: Tensor) -> tuple[Tensor, Tensor] | None:
-    """(down, up) in the shapes that this base weight needs, or None when they do not fit.
-
-    A linear layer and a 1 x 1 convolution are the same matrix, and programs write either shape for both.
-    """
-    kernel = tuple(weight.shape[2:])
-    is_matrix = all(n == 1 for n in (*layer.down.shape[2:], *kernel))
-    if layer.down.shape[1] != weight.shape[1] or layer.up.shape[0] != weight.shape[0]:
-        return None
-    if tuple(layer.down.shape[2:]) != kernel and not is_matrix:
-        return None
-    return layer.down.reshape(layer.rank, -1, *kernel), layer.up.reshape(-1, layer.rank, *(1 for _ in kernel))
 
 
 def _replace(root: nn.Module, path: str, module: nn.Module) -> None:

@@ -1,10 +1,11 @@
-"""Linear and convolution layers that carry any number of LoRA adapters behind one gate.
+"""Linear and convolution layers that carry any number of adapters, each behind a gate.
 
-    y = base(x) + up(gate * down(x))
+    y = base(x) + up(gate * down(x)) + the sum of gate * (dW x)
 
-The adapters of a layer lie stacked along the rank axis: ``down [R, in]`` and ``up [out, R]``, R being the sum of their
-ranks. The gate holds strength x alpha / r for every rank row: ``[R]`` is one mix for the whole batch, ``[batch, R]``
-gives every row of the batch its own. A closed gate (all zero) leaves the base's output untouched, bit for bit.
+LoRA adapters of a layer lie stacked along the rank axis: ``down [R, in]`` and ``up [out, R]``, R being the sum of their
+ranks. The gate holds strength x scale for every rank row: ``[R]`` is one mix for the whole batch, ``[batch, R]`` gives
+every row of the batch its own. Adapters without rank rows are branches of their own (`deltas`), whose gate is one
+number, ``[1]`` or ``[batch, 1]``. A closed gate (all zero) leaves the base's output untouched, bit for bit.
 LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1.
 
 What this module does not know: where layers come from (`inject`), which adapters exist and what opens the gates
@@ -15,10 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from diffusion_lora.lora.dropout import LayerDropout
 
 
 class Gate:
@@ -64,27 +68,53 @@ class Gate:
         return self.rows
 
 
-@dataclass(frozen=True, slots=True)
-class Stack:
-    """Rank rows that share a gate: ``down [R, in(, k, k)]``, ``up [out, R(, 1, 1)]``.
+class Branch(Protocol):
+    """What adapters add to a layer's output."""
 
-    The tensors are not registered in the layer: a trained adapter lives in its own flat buffer and a loaded one in its
-    file, so neither belongs into the model's ``state_dict()`` or ``parameters()``.
-    """
+    @property
+    def gate(self) -> Gate: ...
 
-    down: Tensor
-    up: Tensor
-    gate: Gate
+    def __call__(self, layer: LoraLayer, x: Tensor, y: Tensor) -> Tensor:
+        """gate * (dW x), of the layer's input x and the base's output y; called while the gate is open."""
+        ...
 
 
 class LoraLayer(nn.Module):
-    """A base layer and the stacks on top of it; `stacks` is set by the bank when adapters come and go."""
+    """A base layer and the branches on top of it; `branches` is set by the bank when adapters come and go.
+
+    Channels lie along `channel_axis` of x and y.
+    """
+
+    channel_axis: int
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
-        self.stacks: tuple[Stack, ...] = ()
+        self.branches: tuple[Branch, ...] = ()
         self.train(base.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = base_y = self.base(x)
+        for branch in self.branches:
+            if branch.gate.rows is not None:
+                y = y + branch(self, x, base_y).to(y.dtype)
+        return y
+
+    def transform(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x through a weight ``[n, in(, k, k)]`` in place of the base's, without a bias."""
+        raise NotImplementedError
+
+    def across(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """Channels mixed at every place by ``[n, m(, 1, 1)]``."""
+        raise NotImplementedError
+
+    def gated(self, gate: Gate, hidden: Tensor) -> Tensor:
+        """The channels scaled by the gate's rows."""
+        raise NotImplementedError
+
+    def along_channels(self, values: Tensor) -> Tensor:
+        """``[n]`` in the shape that broadcasts over x and y."""
+        raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:
@@ -97,36 +127,81 @@ class LoraLayer(nn.Module):
         return self.base.bias  # type: ignore[return-value]
 
     def extra_repr(self) -> str:
-        return "ranks=" + "+".join(str(stack.down.shape[0]) for stack in self.stacks)
+        return ", ".join(map(repr, self.branches))
 
 
 class LoraLinear(LoraLayer):
     """`nn.Linear` with adapters; x is ``[batch, ..., in]``, the result ``[batch, ..., out]``."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x)
-        for stack in self.stacks:
-            if stack.gate.rows is not None:
-                hidden = stack.gate.on_linear(F.linear(_input_of(x, stack.down), stack.down))
-                y = y + F.linear(hidden, stack.up).to(y.dtype)
-        return y
+    channel_axis = -1
+
+    def transform(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight)
+
+    def across(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(hidden, weight)
+
+    def gated(self, gate: Gate, hidden: Tensor) -> Tensor:
+        return gate.on_linear(hidden)
+
+    def along_channels(self, values: Tensor) -> Tensor:
+        return values
 
 
 class LoraConv2d(LoraLayer):
     """`nn.Conv2d` with adapters: the down convolution has the base's kernel, stride, padding and dilation, the up
     convolution is 1 x 1. x is ``[batch, in, height, width]``."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x)
-        for stack in self.stacks:
-            if stack.gate.rows is not None:
-                hidden = stack.gate.on_conv(_down_conv(self.base, _input_of(x, stack.down), stack.down))
-                y = y + F.conv2d(hidden, stack.up).to(y.dtype)
-        return y
+    channel_axis = 1
+
+    def transform(self, x: Tensor, weight: Tensor) -> Tensor:
+        return _convolve(self.base, x, weight)
+
+    def across(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(hidden, weight)
+
+    def gated(self, gate: Gate, hidden: Tensor) -> Tensor:
+        return gate.on_conv(hidden)
+
+    def along_channels(self, values: Tensor) -> Tensor:
+        return values[:, None, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Rank rows that share a gate: ``down [R, in(, k, k)]``, ``up [out, R(, 1, 1)]``.
+
+    The tensors are not registered in the layer: a trained adapter lives in its own flat buffer and a loaded one in its
+    file, so neither belongs into the model's ``state_dict()`` or ``parameters()``.
+
+    For training: `start`, a frozen (down, up) whose product is taken off again, so that matrices which start as a part
+    of the base's weight (PiSSA) start with no change; and `dropout`.
+    """
+
+    down: Tensor
+    up: Tensor
+    gate: Gate
+    start: tuple[Tensor, Tensor] | None = None
+    dropout: LayerDropout | None = None
+
+    def __call__(self, layer: LoraLayer, x: Tensor, y: Tensor) -> Tensor:
+        x = input_of(x, self.down)
+        change = layer.across(self._hidden(layer, x, self.down), self.up)
+        if self.start is not None:
+            down, up = self.start
+            change = change - layer.across(self._hidden(layer, x, down), up)
+        return change if self.dropout is None else self.dropout.on_change(change)
+
+    def _hidden(self, layer: LoraLayer, x: Tensor, down: Tensor) -> Tensor:
+        hidden = layer.gated(self.gate, layer.transform(x, down))
+        return hidden if self.dropout is None else self.dropout.on_hidden(hidden, layer.channel_axis)
+
+    def __repr__(self) -> str:
+        return f"rank {self.down.shape[0]}"
 
 
 def can_wrap(module: nn.Module) -> bool:
-    """Whether a LoRA can sit on this: linear layers and ungrouped, zero-padded convolutions."""
+    """Whether an adapter can sit on this: linear layers and ungrouped, zero-padded convolutions."""
     if isinstance(module, nn.Conv2d):
         return module.groups == 1 and module.padding_mode == "zeros"
     return isinstance(module, nn.Linear)
@@ -137,6 +212,13 @@ def wrap(base: nn.Module) -> LoraLayer:
     if not can_wrap(base):
         raise TypeError(f"a LoRA needs a linear layer or an ungrouped, zero-padded convolution, not {base}")
     return LoraLinear(base) if isinstance(base, nn.Linear) else LoraConv2d(base)
+
+
+def input_of(x: Tensor, weight: Tensor) -> Tensor:
+    """x in the adapter's dtype; autocast does its own casting, so it is left alone there."""
+    if x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(weight.dtype)
 
 
 def lora_reference(
@@ -157,19 +239,12 @@ def lora_reference(
             if isinstance(base, nn.Linear):
                 delta = F.linear(F.linear(x_b, down), up)
             else:
-                delta = F.conv2d(_down_conv(base, x_b, down), up)
+                delta = F.conv2d(_convolve(base, x_b, down), up)
             y_b = y_b + strength * alpha / down.shape[0] * delta
         rows.append(y_b)
     return torch.cat(rows)
 
 
-def _down_conv(base: nn.Module, x: Tensor, down: Tensor) -> Tensor:
+def _convolve(base: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     assert isinstance(base, nn.Conv2d)
-    return F.conv2d(x, down, None, base.stride, base.padding, base.dilation)
-
-
-def _input_of(x: Tensor, down: Tensor) -> Tensor:
-    """x in the adapter's dtype; autocast does its own casting, so it is left alone there."""
-    if x.dtype == down.dtype or torch.is_autocast_enabled(x.device.type):
-        return x
-    return x.to(down.dtype)
+    return F.conv2d(x, weight, None, base.stride, base.padding, base.dilation)

@@ -40,7 +40,7 @@ def open_gate(rows: Tensor) -> Gate:
 
 def with_stack(base: nn.Module, down: Tensor, up: Tensor, gate: Gate) -> LoraLayer:
     layer = wrap(base)
-    layer.stacks = (Stack(down, up, gate),)
+    layer.branches = (Stack(down, up, gate),)
     return layer
 
 
@@ -114,7 +114,7 @@ def test_a_unit_gate_only_saves_the_multiplication(base_and_input: tuple[nn.Modu
     base, x = base_and_input
     layer = with_stack(base, *matrices(base, 4), open_gate(torch.ones(4)))
     expected = layer(x)
-    layer.stacks[0].gate.open(torch.ones(4), unit=True)
+    layer.branches[0].gate.open(torch.ones(4), unit=True)
     assert torch.equal(layer(x), expected)
 
 
