@@ -22,7 +22,7 @@ def status(look: Look, running: Story | None) -> str:
     """The right half of the bar."""
     engine = look.engine
     state = _state(engine, running)
-    parts = [f'<span class="engine-text"><i class="dot {_DOTS[state]}"></i>{escape(_device(engine, state))}</span>']
+    parts = [f'<span class="engine-text"><i class="dot {_DOTS[state]}"></i>{_device(engine, state)}</span>']
     if engine.base:
         parts.append(f'<span class="base">Base: <b>{escape(_base(engine))}</b></span>')
     parts.append(_work(look, running))
@@ -43,11 +43,12 @@ def _state(engine: EngineStatus, running: Story | None) -> str:
 
 def _device(engine: EngineStatus, state: str) -> str:
     if state == "down" or not (engine.device_name or engine.device):
-        return engine.text.rstrip(".")
-    name = engine.device_name or engine.device.upper()
+        return escape(engine.text.rstrip("."))
+    name = escape(engine.device_name or engine.device.upper())
     if not engine.total_bytes:
         return name
-    return f"{name}, {gigabytes(engine.free_bytes)} of {gigabytes(engine.total_bytes)} GB free"
+    memory = f"{gigabytes(engine.free_bytes)} of {gigabytes(engine.total_bytes)} GB free"
+    return f'{name}<span class="memory">, {memory}</span>'
 
 
 def _base(engine: EngineStatus) -> str:

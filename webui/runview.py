@@ -12,8 +12,8 @@ from webui.runs import Story
 from webui.words import count, duration, moment
 
 _POINTS = 500
-_SMOOTHING = 0.06
-"""Share of a new value in the smoothed one, for a run of a few hundred steps; short runs are smoothed less."""
+_SMOOTHING = 0.025
+"""Width of the smoothing, as a share of what is drawn."""
 _SHOWN_COLUMNS = 8
 
 
@@ -57,28 +57,30 @@ def chart(story: Story | None) -> str:
             "running": "Pictures and base are being prepared; the curve begins with the first step.",
         }.get(story.state, "No step was taken.")
         return f'{head}<div class="empty chart-empty">{waiting}</div>'
-    smooth = _smoothed([loss for _, loss in story.losses])
-    steps = [step for step, _ in story.losses]
-    raw = [loss for _, loss in story.losses]
+    points = _binned(story.losses)
+    raw = [loss for _, loss in points]
+    smooth = _smoothed(raw)
     low, high, ticks = _scale(raw, smooth)
     across = [tick for tick in _ticks(0, story.steps, 5) if tick <= story.steps]
 
-    def line(values: Sequence[float]) -> str:
-        points = _thinned(list(zip(steps, values, strict=True)))
-        return " ".join(f"{1000 * x / story.steps:.1f},{_height(y, low, high):.1f}" for x, y in points)
+    def top(value: float) -> float:
+        return 100 - 100 * min(1.0, max(0.0, (value - low) / (high - low)))
 
-    grid = "".join(
-        f'<line x1="0" x2="1000" y1="{y:.1f}" y2="{y:.1f}"/>' for y in (_height(t, low, high) for t in ticks)
-    )
-    left = "".join(f'<span style="top:{_height(t, low, high) / 10:.2f}%">{_short(t, ticks)}</span>' for t in ticks)
-    below = "".join(f'<span style="left:{100 * t / story.steps:.2f}%">{t:g}</span>' for t in across)
-    last = smooth[-1]
-    dot = f'<i class="now" style="left:{100 * steps[-1] / story.steps:.2f}%;top:{_height(last, low, high) / 10:.2f}%"></i>'
+    def line(values: Sequence[float]) -> str:
+        pairs = zip(points, values, strict=True)
+        return " ".join(f"{1000 * step / story.steps:.1f},{10 * top(value):.1f}" for (step, _), value in pairs)
+
+    grid = "".join(f'<line x1="0" x2="1000" y1="{10 * top(tick):.1f}" y2="{10 * top(tick):.1f}"/>' for tick in ticks)
+    left = "".join(f'<span style="top:{top(tick):.2f}%">{_short(tick, ticks)}</span>' for tick in ticks)
+    below = "".join(f'<span style="left:{100 * tick / story.steps:.2f}%">{tick:g}</span>' for tick in across)
+    now = f"left:{100 * points[-1][0] / story.steps:.2f}%;top:{top(smooth[-1]):.2f}%"
+    told = f"Loss {smooth[-1]:.4f} at step {story.step}"
     return (
         f'{head}<div class="chart"><div class="y">{left}</div><div class="plot">'
-        f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="Loss {last:.4f} at step {steps[-1]}">'
+        f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{told}">'
         f'<g class="grid">{grid}</g><polyline class="raw" points="{line(raw)}"/>'
-        f'<polyline class="smooth" points="{line(smooth)}"/></svg>{dot}</div><div class="x">{below}</div></div>'
+        f'<polyline class="smooth" points="{line(smooth)}"/></svg><i class="now" style="{now}"></i></div>'
+        f'<div class="x">{below}</div></div>'
     )
 
 
@@ -130,7 +132,7 @@ def previews(story: Story | None, workspace: Workspace) -> str:
         )
     newest = max(there, default=None)
     head = "".join(f'<th scope="col"{" class=newest" if step == newest else ""}>{step}</th>' for step in steps)
-    return f'<table style="--columns:{len(steps)}"><thead><tr><td></td>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    return f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _state_line(story: Story) -> tuple[str, str]:
@@ -154,13 +156,15 @@ def _state_line(story: Story) -> tuple[str, str]:
 
 
 def _trend(story: Story) -> tuple[str, str] | None:
-    if len(story.losses) < 20:
+    """The mean of the newest tenth of the steps against that of the first."""
+    losses = [loss for _, loss in story.losses]
+    if len(losses) < 20:
         return None
-    smooth = _smoothed([loss for _, loss in story.losses])
-    first, last = sum(smooth[5:10]) / 5, smooth[-1]
+    tenth = max(5, len(losses) // 10)
+    first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
     if last < 0.97 * first:
         return "good", f"The loss falls: {last:.3f}, from {first:.3f}."
-    return "careful", f"The loss does not fall yet: {last:.3f}, from {first:.3f}."
+    return "careful", f"The loss does not fall: {last:.3f}, from {first:.3f}. A higher learning rate may help."
 
 
 def _ended(text: str) -> str:
@@ -176,14 +180,23 @@ def _chosen(steps: list[int], there: set[int]) -> list[int]:
     return [steps[0], *steps[end - _SHOWN_COLUMNS + 1 : end]]
 
 
+def _binned(losses: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+    """At most `_POINTS` means of neighbours: (step, loss)."""
+    size = math.ceil(len(losses) / _POINTS)
+    bins = [losses[start : start + size] for start in range(0, len(losses), size)]
+    return [(sum(step for step, _ in some) / len(some), sum(loss for _, loss in some) / len(some)) for some in bins]
+
+
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """An exponential mean without the pull of its start (Kingma & Ba 2015, bias correction)."""
-    share = max(_SMOOTHING, min(0.4, 4 / max(1, len(values))))
-    smooth, mean, weight = [], 0.0, 0.0
-    for value in values:
-        mean = (1 - share) * mean + share * value
-        weight = (1 - share) * weight + share
-        smooth.append(mean / weight)
+    """The course of noisy values: each a mean of its neighbours on both sides, so that it does not trail behind."""
+    width = max(1.0, len(values) * _SMOOTHING)
+    reach = math.ceil(3 * width)
+    kernel = [math.exp(-0.5 * (offset / width) ** 2) for offset in range(reach + 1)]
+    smooth = []
+    for place in range(len(values)):
+        around = range(max(0, place - reach), min(len(values), place + reach + 1))
+        weights = [kernel[abs(place - other)] for other in around]
+        smooth.append(sum(w * values[other] for w, other in zip(weights, around, strict=True)) / sum(weights))
     return smooth
 
 
@@ -206,10 +219,6 @@ def _ticks(low: float, high: float, wanted: int) -> list[float]:
     return [round(number * step, 10) for number in range(first, last + 1)]
 
 
-def _height(value: float, low: float, high: float) -> float:
-    return 1000 - 1000 * min(1.0, max(0.0, (value - low) / (high - low)))
-
-
 def _short(value: float, ticks: Sequence[float]) -> str:
     """A tick's label, with the digits that its neighbours differ in."""
     digits = next(n for n in range(12) if len({round(tick, n) for tick in ticks}) == len(ticks) and _fits(ticks, n))
@@ -218,11 +227,3 @@ def _short(value: float, ticks: Sequence[float]) -> str:
 
 def _fits(ticks: Sequence[float], digits: int) -> bool:
     return all(abs(round(tick, digits) - tick) < 1e-9 for tick in ticks)
-
-
-def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    if len(points) <= _POINTS:
-        return points
-    stride = math.ceil(len(points) / _POINTS)
-    kept = points[::stride]
-    return kept if kept[-1] == points[-1] else [*kept, points[-1]]

@@ -15,7 +15,7 @@ _SHOWN = 12
 def thumbs(found: PictureSet, thumbnails: Thumbnails) -> str:
     """The first pictures of a set, and how many there are."""
     tiles = [
-        f'<button type="button" data-picture="{escape(item.name)}" aria-label="Edit the caption of {escape(item.name)}">'
+        f'<button type="button" data-picture="{escape(item.name)}" aria-label="Caption of {escape(item.name)}">'
         f'<img src="{thumbnails.url(item.path)}" alt="{escape(item.caption or item.name)}"></button>'
         for item in found.items[:_SHOWN]
     ]
@@ -72,8 +72,9 @@ def words(known: Words) -> str:
     )
     rows = "".join(f"<dt>{name}</dt><dd>{escape(', '.join(listed))}</dd>" for name, listed in kinds)
     return (
-        f'<dl class="words">{rows}</dl><p class="words-note">Pocket is a toy world: any other word is only letters to it. '
-        "Photographs of your own want a real base: give its folder or hub id under Base (a graphics card is advised).</p>"
+        f'<dl class="words">{rows}</dl><p class="words-note">Pocket is a toy world: any other word is only letters to '
+        "it. Photographs of your own want a real base: give its folder or hub id under Base (a graphics card is "
+        "advised).</p>"
     )
 
 

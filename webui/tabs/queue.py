@@ -23,7 +23,6 @@ def queue_tab(context: Context, links: Links) -> None:
     rows = gr.HTML(
         queueview.EMPTY,
         elem_id="queue-list",
-        elem_classes="panel",
         apply_default_css=False,
         js_on_load=asset("queue.js"),
     )

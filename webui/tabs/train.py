@@ -67,14 +67,14 @@ def train_tab(context: Context, links: Links) -> None:
     start = sets.open_set(first.dataset.path)
 
     with gr.Row(elem_id="train-page", equal_height=False):
-        with gr.Column(elem_id="train-form", elem_classes="panel"):
+        with gr.Column(elem_id="train-form"):
             thumbs = gr.HTML(
                 setview.thumbs(start, links.thumbnails),
                 elem_id="train-thumbs",
                 apply_default_css=False,
                 js_on_load=asset("thumbs.js"),
             )
-            with gr.Row(elem_classes="dataset-row"):
+            with gr.Row(elem_id="train-set"):
                 dataset = gr.Dropdown(
                     _offered(context.workspace),
                     value=str(start.folder),
@@ -104,20 +104,22 @@ def train_tab(context: Context, links: Links) -> None:
                     min_width=100,
                     max_lines=1,
                 )
-            base = gr.Dropdown(
-                _bases(context),
-                value=context.base,
-                label="Base",
-                allow_custom_value=True,
-                elem_id="train-base",
-            )
+            with gr.Row():
+                base = gr.Dropdown(
+                    _bases(context),
+                    value=context.base,
+                    label="Base",
+                    allow_custom_value=True,
+                    elem_id="train-base",
+                    min_width=100,
+                )
+                steps = gr.Number(
+                    first.train.steps, label="Steps", precision=0, minimum=1, elem_id="train-steps", min_width=100
+                )
+            pace = gr.HTML("", elem_id="train-pace", apply_default_css=False)
             rank = gr.Radio(
                 list(_RANKS), value=first.lora.rank, label="Rank", elem_id="train-rank", elem_classes="segments"
             )
-            steps = gr.Number(
-                first.train.steps, label="Steps", precision=0, minimum=1, elem_id="train-steps", min_width=100
-            )
-            pace = gr.HTML("", elem_id="train-pace", apply_default_css=False)
             with gr.Accordion("Advanced: previews, checkpoints, learning rate", open=False, elem_classes="fold"):
                 with gr.Row():
                     preview_every = gr.Number(
@@ -136,26 +138,34 @@ def train_tab(context: Context, links: Links) -> None:
                 "Words that pocket knows", open=False, elem_classes="fold", elem_id="train-words"
             ) as words:
                 gr.HTML(setview.words(pocket_words()), apply_default_css=False)
-            with gr.Column(elem_classes="train-go"):
+            with gr.Column(elem_id="train-go"):
                 note = gr.HTML(setview.form_note(start), elem_id="train-note", apply_default_css=False)
                 go = gr.Button("Train", variant="primary", elem_id="train-start")
-                with gr.Row(elem_classes="copies"):
+                with gr.Row(elem_id="train-copies"):
                     as_command = gr.Button("Copy as command", size="sm", elem_classes="quiet", min_width=80)
                     as_toml = gr.Button("Copy as TOML", size="sm", elem_classes="quiet", min_width=80)
 
         with gr.Column(elem_id="train-side"):
             with gr.Column(elem_id="train-run", visible=False) as run_view:
-                with gr.Row(elem_id="train-head", elem_classes="panel"):
+                with gr.Row(elem_id="train-head"):
                     head = gr.HTML("", elem_id="train-figures", apply_default_css=False)
                     with gr.Row(elem_id="train-actions"):
-                        sample = gr.Button("Sample now", size="md", visible=False, scale=0, elem_id="train-sample")
-                        pause = gr.Button("Pause", size="md", visible=False, scale=0, elem_id="train-pause")
-                        stop = gr.Button("Stop and save", size="md", visible=False, scale=0, elem_id="train-stop")
-                        resume = gr.Button("Resume", size="md", visible=False, scale=0, elem_id="train-resume")
+                        sample = gr.Button(
+                            "Sample now", size="md", visible=False, scale=0, min_width=0, elem_id="train-sample"
+                        )
+                        pause = gr.Button(
+                            "Pause", size="md", visible=False, scale=0, min_width=0, elem_id="train-pause"
+                        )
+                        stop = gr.Button(
+                            "Stop and save", size="md", visible=False, scale=0, min_width=0, elem_id="train-stop"
+                        )
+                        resume = gr.Button(
+                            "Resume", size="md", visible=False, scale=0, min_width=0, elem_id="train-resume"
+                        )
                 with gr.Row(elem_id="train-middle"):
-                    chart = gr.HTML("", elem_id="train-chart", elem_classes="panel", apply_default_css=False)
-                    health = gr.HTML("", elem_id="train-health", elem_classes="panel", apply_default_css=False)
-                with gr.Column(elem_id="train-below", elem_classes="panel"):
+                    chart = gr.HTML("", elem_id="train-chart", apply_default_css=False)
+                    health = gr.HTML("", elem_id="train-health", apply_default_css=False)
+                with gr.Column(elem_id="train-below"):
                     with gr.Row(elem_id="train-below-head"):
                         gr.HTML('<span class="caption-title">As it learns</span>', apply_default_css=False)
                         open_it = gr.Button(
@@ -167,10 +177,12 @@ def train_tab(context: Context, links: Links) -> None:
                             elem_classes="link",
                         )
                     previews = gr.HTML("", elem_id="train-previews", apply_default_css=False)
-            with gr.Column(elem_id="train-captions", elem_classes="panel", visible=False) as captions_view:
+            with gr.Column(elem_id="train-captions", visible=False) as captions_view:
                 with gr.Row(elem_id="train-captions-head"):
                     captions_title = gr.HTML(setview.set_title(start), apply_default_css=False)
-                    back = gr.Button("Back to the run", size="md", visible=False, scale=0, elem_id="train-back")
+                    back = gr.Button(
+                        "Back to the run", size="md", visible=False, scale=0, min_width=0, elem_id="train-back"
+                    )
                 cards = gr.HTML(
                     setview.cards(start, links.thumbnails),
                     elem_id="train-pictures",
