@@ -20,8 +20,8 @@ this file and the `__init__` of every room import nothing: `diffusion-lora --hel
 loaded.
 
 Third parties have walls: diffusers only in families and generate, transformers only in families, bitsandbytes only in
-train.optimizers, gradio only in webui, sqlite3 only in jobs.store, subprocess only in jobs.launch, peft nowhere. Nothing
-runs at import.
+train.optimizers, gradio only in webui, sqlite3 only in jobs.store, subprocess only in jobs.launch, peft nowhere.
+Nothing runs at import.
 """
 
 __version__ = "0.1.0"

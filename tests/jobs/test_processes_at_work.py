@@ -112,11 +112,12 @@ def test_the_worker_is_killed_then_the_trainer_and_the_run_still_takes_every_ste
 
 
 def test_pause_goes_on_and_stop_leaves_an_adapter_to_try(queue: Queue, workspace: Workspace, make_run: MakeRun) -> None:
+    """The first pause comes while the process is still starting: it is heard all the same."""
     run = make_run("run", train__steps=100_000)
     published = workspace.loras / "run.safetensors"
     queue.add("run")
     ensure_worker(workspace)
-    wait_for(lambda: step(run) >= 3 and job(queue, run).state == "running")
+    wait_for(lambda: job(queue, run).state in ("starting", "running"))
     queue.pause("run")
     wait_for(settled(queue, run))
     paused = step(run)
