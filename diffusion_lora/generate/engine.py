@@ -184,7 +184,7 @@ class Engine:
         requests = [job.request for job in batch]
         model, first = self.model, requests[0]
         shape = model.latent_shape(first.height, first.width)
-        scheduler = _scheduler(sampler_named(first.sampler), model.scheduler_config)
+        scheduler = _scheduler(sampler_named(first.sampler), model.scheduler_config, first.steps)
         scheduler.set_timesteps(first.steps, device=model.device)
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
@@ -279,12 +279,15 @@ class _Counter:
             self._progress(self.done, self.total)
 
 
-def _scheduler(sampler: Sampler, config: Mapping[str, Any]) -> Any:
+def _scheduler(sampler: Sampler, config: Mapping[str, Any], steps: int) -> Any:
     """A fresh diffusers scheduler for a base with this config."""
     quiet()
     import diffusers  # after quiet(), or it chatters
 
-    return getattr(diffusers, sampler.scheduler_class).from_config(dict(config), **sampler.options)
+    options = dict(sampler.options)
+    if steps >= config.get("num_train_timesteps", 1000):
+        options["steps_offset"] = 0  # every timestep is taken: an offset would lead beyond the last
+    return getattr(diffusers, sampler.scheduler_class).from_config(dict(config), **options)
 
 
 def _evaluations(batch: Sequence[_Job]) -> int:

@@ -266,3 +266,14 @@ def test_a_gpu_draws_what_the_cpu_draws(engine: Engine, style: LoraUse, hero: Lo
     for dtype, share in (("fp32", 0.05), ("auto", 0.2), ("bf16", 0.5)):
         drawn = Engine(load_base("pocket", device="cuda", dtype=dtype)).draw(requests)
         assert all(latent_difference(ours, theirs) < share for ours, theirs in zip(drawn, expected, strict=True)), dtype
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_as_many_steps_as_the_base_has_timesteps(engine: Engine, sampler: str) -> None:
+    """The highest number of steps that is offered would end in a traceback."""
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.draw([Request("a cup", steps=1000, width=64, height=64, sampler=sampler)], progress=stop)

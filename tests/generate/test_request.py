@@ -73,3 +73,10 @@ def test_requests_infotext_and_sheets_need_no_torch() -> None:
     code += "; import sys; print(sorted({'torch', 'diffusers', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 20.0), ("seed", "7"), ("width", 128.0), ("height", None)])
+def test_counts_and_sizes_are_whole_numbers(name: str, value: object) -> None:
+    """A form or a JSON that says 20.0 would fail somewhere in the sampler."""
+    with pytest.raises(PromptError, match=f"{name} is .*; give a whole number"):
+        Request(**{name: value})  # type: ignore[arg-type]
