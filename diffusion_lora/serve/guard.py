@@ -31,9 +31,10 @@ class Guard:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             status, text = refusal
-            headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+            body = json.dumps({"text": text}).encode()
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
             await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": json.dumps({"text": text}).encode()})
+            await send({"type": "http.response.body", "body": body})
         else:
             await send({"type": "websocket.close", "code": 1008})
 
