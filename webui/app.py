@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 DEFAULT_PORT = 7860
-_PORTS_TRIED = 100
 _LARGEST_UPLOAD = "200mb"
 _LAST_WORDS_S = 2
 
@@ -37,7 +36,7 @@ _LAST_WORDS_S = 2
 def serve_page(
     workspace: Workspace,
     *,
-    port: int | None = None,
+    port: int = DEFAULT_PORT,
     open_browser: bool = True,
     base: str = "pocket",
     device: str = "auto",
@@ -46,8 +45,8 @@ def serve_page(
 ) -> None:
     """Serve the page of a workspace until Ctrl-C. Prints its address once it answers.
 
-    `port` None takes the first free one from 7860, 0 any free one. `listen` is an address other than loopback; it
-    needs a `login` (name, password). Raises ServiceError: a port that is taken, `listen` without a login.
+    `port` 0 is any free one. `listen` is an address other than loopback; it needs a `login` (name, password). Raises
+    ServiceError: a port that is taken, `listen` without a login.
     """
     if listen is not None and login is None:
         raise ServiceError(f"--listen {listen} opens the page to other machines: give it a --login NAME as well")
@@ -158,29 +157,19 @@ def _serve(app: FastAPI, listening: socket.socket, address: str, *, open_browser
     Server(config).run(sockets=[listening])
 
 
-def _socket(host: str, port: int | None) -> socket.socket:
+def _socket(host: str, port: int) -> socket.socket:
     """A listening socket: taken before anything is started, so that a taken port costs a person no waiting."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for candidate in range(DEFAULT_PORT, DEFAULT_PORT + _PORTS_TRIED) if port is None else (port,):
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        if os.name == "posix":  # on Windows the option would let two processes share a port
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind((host, candidate))
-            listening.listen()
-        except OSError as error:
-            listening.close()
-            problem = error
-        else:
-            listening.set_inheritable(False)
-            if port is None and candidate != DEFAULT_PORT:
-                print(f"Port {DEFAULT_PORT} is taken; the page is on {candidate}.", flush=True)
-            return listening
-    if port is None:
-        raise ServiceError(
-            f"no port from {DEFAULT_PORT} to {DEFAULT_PORT + _PORTS_TRIED - 1} is free: give one, --port"
-        )
-    raise ServiceError(f"port {port} on {host} cannot be used ({problem.strerror or problem}): give another, --port N")
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    if os.name == "posix":  # on Windows the option would let two processes share a port
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen()
+    except OSError as error:
+        listening.close()
+        raise ServiceError(f"port {port} on {host} cannot be used ({error.strerror}): give another, --port N") from None
+    return listening
 
 
 def _told_host(listen: str | None) -> str:

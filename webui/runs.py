@@ -79,6 +79,7 @@ class _Follower:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.events: list[dict[str, Any]] = []
+        self.changes = 0
         self._offset = 0
         self._file: tuple[int, int] = (0, 0)
 
@@ -89,9 +90,11 @@ class _Follower:
                 stat = path.stat()
                 if (stat.st_dev, stat.st_ino) != self._file or stat.st_size < self._offset:
                     self._file, self._offset, self.events = (stat.st_dev, stat.st_ino), 0, []
+                    self.changes += 1
                 file.seek(self._offset)
                 data = file.read()
         except OSError:
+            self.changes += bool(self.events)
             self._offset, self.events = 0, []
             return self.events
         whole = data[: data.rfind(b"\n") + 1]
@@ -102,6 +105,7 @@ class _Follower:
             self.events = read_events(self.folder)
         else:
             self.events.extend(fresh)
+        self.changes += bool(fresh)
         return self.events
 
 
@@ -112,6 +116,7 @@ class Stories:
         self._workspace = workspace
         self._followers: dict[str, _Follower] = {}
         self._configs: dict[str, tuple[int, TrainConfig]] = {}
+        self._told: dict[str, tuple[tuple[int, TrainConfig, Job], Story]] = {}
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
@@ -127,8 +132,15 @@ class Stories:
                 config = self._config(name, folder)
             except (UserError, OSError):
                 return None
-            events = self._followers.setdefault(name, _Follower(folder)).read()
-            return _told(name, folder, config, events, job)
+            follower = self._followers.setdefault(name, _Follower(folder))
+            events = follower.read()
+            if job is None:  # whether it still runs is asked anew each time
+                return _told(name, folder, config, events, job)
+            facts = (follower.changes, config, job)
+            known = self._told.get(name)
+            if known is None or known[0] != facts:
+                known = self._told[name] = (facts, _told(name, folder, config, events, job))
+            return known[1]
 
     def _config(self, name: str, folder: Path) -> TrainConfig:
         changed = (folder / "config.toml").stat().st_mtime_ns
@@ -190,10 +202,7 @@ def _text(state: State, events: Sequence[Mapping[str, Any]], job: Job | None, en
         told = (job.text if job else "") or (ended or {}).get("text") or (ended or {}).get("reason") or ""
         return str(told)
     last = events[-1] if events else {}
-    if state == "running" and last.get("kind") == "waiting":
-        holder = last.get("holder") or "another process"
-        return f"waits for the device: {holder} has it"
-    return ""
+    return str(last.get("text", "")) if state == "running" and last.get("kind") == "waiting" else ""
 
 
 def _columns(folder: Path, previews: Sequence[Mapping[str, Any]]) -> list[Column]:

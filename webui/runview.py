@@ -89,7 +89,8 @@ def health(story: Story | None) -> str:
     if story is None:
         return ""
     lines = [_state_line(story)]
-    lines += [("good", f"Saved at step {story.checkpoint}.")] if story.checkpoint else []
+    if story.checkpoint and story.state == "running":
+        lines.append(("good", f"Saved at step {story.checkpoint}."))
     pictures = story.began.get("pictures")
     if pictures:
         lines.append(("good", f"It learns from {count(int(pictures), 'picture')}."))
@@ -136,13 +137,13 @@ def previews(story: Story | None, workspace: Workspace) -> str:
 
 
 def _state_line(story: Story) -> tuple[str, str]:
-    saved = f" It goes on from step {story.checkpoint}." if story.checkpoint else ""
+    saved = f" Everything up to step {story.checkpoint} is saved." if story.checkpoint else ""
     match story.state:
         case "waiting":
             return "dim", story.text or "It waits for its turn in the queue."
         case "running":
             if story.text:
-                return "careful", f"It {story.text}" if story.text.startswith("waits") else story.text
+                return "careful", story.text
             return "good", "It trains." if story.step else "It prepares pictures and base."
         case "done":
             when = f", {moment(story.ended)}" if story.ended else ""

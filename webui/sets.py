@@ -22,6 +22,11 @@ from diffusion_lora.run import cannot_write, write_atomically
 from diffusion_lora.workspace import Workspace, check_name
 
 _FIRST_OWN_SET = "my-pictures"
+NEW_SET = "+"
+"""The choice that stands for a set that an upload will make."""
+_LONGEST_TRIGGER = 4
+_NEARLY_ALL = 0.8
+_SMALL_WORDS = frozenset(("a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"))
 _NOT_IN_NAMES = re.compile(r"[^\w .()+-]")
 
 
@@ -35,7 +40,7 @@ class PictureSet:
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return self.folder.name or "New set"
 
     @property
     def bare(self) -> int:
@@ -57,23 +62,24 @@ class Uploaded:
 
 
 def choices(workspace: Workspace) -> list[tuple[str, str]]:
-    """What to offer: (label, folder), the workspace's own sets first."""
+    """What to offer: (label, folder): the workspace's own sets, the shipped ones, a new one."""
     own = sorted((entry for entry in workspace.datasets.iterdir() if entry.is_dir()), key=lambda entry: entry.name)
     offered = [(entry.name, str(entry)) for entry in own if not entry.name.startswith(".")]
-    return offered + [
-        (f"{name} (shipped)", str(shipped("datasets", name).resolve())) for name in shipped_names("datasets")
-    ]
+    shipped_sets = [(name, str(shipped("datasets", name).resolve())) for name in shipped_names("datasets")]
+    return [*offered, *((f"{name} (shipped)", folder) for name, folder in shipped_sets), ("New set", NEW_SET)]
 
 
 def open_set(folder: str) -> PictureSet:
     """The set in a folder a person chose or typed. Never raises for what is wrong with it: `problem` tells."""
-    if not folder.strip():
-        return PictureSet(Path(), problem="Choose a set, upload pictures, or type the path of a folder.")
+    if folder.strip() in ("", NEW_SET):
+        return PictureSet(Path(), problem="Upload pictures, with their captions as .txt files if you have them.")
     path = resolve_path(folder.strip(), None) or Path(folder.strip()).expanduser().absolute()
+    if not path.is_dir():
+        return PictureSet(path, problem=f"{path} is {'a file' if path.exists() else 'not there'}: give a folder.")
     try:
         return PictureSet(path, tuple(scan_folder(path, captions_required=False)))
     except DatasetError as error:
-        return PictureSet(path, problem=str(error).removeprefix("dataset.path = "))
+        return PictureSet(path, problem=f"{str(error)[:1].upper()}{str(error)[1:]}.")
     except OSError as error:
         return PictureSet(path, problem=f"{path} cannot be read: {error.strerror or error}")
 
@@ -131,28 +137,25 @@ def take_upload(workspace: Workspace, files: Sequence[Path], folder: Path | None
 
 
 def common_words(items: Sequence[Item]) -> str:
-    """The words with which all captions end, or begin, or the one word they share: a likely trigger. Else nothing."""
-    captions = [item.caption.replace(",", " ,").split() for item in items if item.caption]
+    """The longest run of words that nearly all captions share: likely what is to call it up. Else nothing."""
+    captions = [re.findall(r"[\w'-]+", item.caption.lower()) for item in items if item.caption]
     if len(captions) < 2:
         return ""
-    ending = _same_from_start([caption[::-1] for caption in captions])[::-1]
-    beginning = _same_from_start(captions)
-    shared = max(ending, beginning, key=len)
-    words = [word for word in shared if word != ","]
-    if words:
-        return " ".join(words)
-    counted = Counter(word for caption in captions for word in set(caption))
-    everywhere = [word for word, times in counted.items() if times == len(captions) and len(word) > 2 and word != "the"]
-    return everywhere[0] if len(everywhere) == 1 else ""
+    for length in range(_LONGEST_TRIGGER, 0, -1):
+        counted: Counter[tuple[str, ...]] = Counter()
+        for words in captions:
+            runs = (tuple(words[start : start + length]) for start in range(len(words) - length + 1))
+            counted.update({run for run in runs if not {run[0], run[-1]} & _SMALL_WORDS})
+        # Of several that are as frequent, the one that comes first in a caption: that is where trigger words stand.
+        best = max(counted, key=lambda run: (counted[run], -_place(captions[0], run)), default=None)
+        if best and counted[best] >= _NEARLY_ALL * len(captions):
+            return " ".join(best)
+    return ""
 
 
-def _same_from_start(lists: Sequence[Sequence[str]]) -> list[str]:
-    same: list[str] = []
-    for words in zip(*lists, strict=False):
-        if len(set(words)) > 1:
-            break
-        same.append(words[0])
-    return same
+def _place(words: Sequence[str], run: tuple[str, ...]) -> int:
+    starts = (start for start in range(len(words)) if tuple(words[start : start + len(run)]) == run)
+    return next(starts, len(words))
 
 
 def _copy(workspace: Workspace, found: PictureSet) -> Path:

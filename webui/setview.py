@@ -58,7 +58,7 @@ def form_note(found: PictureSet, problem: str = "") -> str:
     if found.problem:
         return _note("careful", found.problem)
     if found.bare:
-        return _note("careful", f"{count(found.bare, 'picture')} without a caption: write one, or leave it out.")
+        return _note("careful", f"{count(found.bare, 'picture')} without a caption: write one before you train.")
     return ""
 
 

@@ -4,11 +4,23 @@ const waiting = new Map();
 let folder = null;
 let line = Promise.resolve();
 
+const notes = new Map();
+
 const told = (card, text, problem = false) => {
+  notes.set(card.dataset.picture, [text, problem]);
   const place = card.querySelector(".told");
   place.textContent = text;
   place.classList.toggle("problem", problem);
 };
+
+// The copy of a shipped set is drawn anew: what was told of its captions stays.
+watch("value", () => {
+  const copied = folder && element.querySelector("[data-folder]")?.dataset.folder === folder.to;
+  if (!copied) return notes.clear();
+  for (const card of element.querySelectorAll("[data-picture]")) {
+    if (notes.has(card.dataset.picture)) told(card, ...notes.get(card.dataset.picture));
+  }
+});
 
 const save = (area) => {
   clearTimeout(waiting.get(area));

@@ -225,3 +225,6 @@ document.addEventListener("drop", (event) => {
 
 watch("value", draw);
 draw();
+server.start().then((first) => {
+  if (!view().order) { props.value = first; draw(); }
+});

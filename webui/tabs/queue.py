@@ -10,6 +10,7 @@ import gradio as gr
 from diffusion_lora.errors import UserError
 from webui import queueview
 from webui.context import Context, Links
+from webui.notices import tell, warn
 from webui.theme import asset
 
 
@@ -50,10 +51,10 @@ def queue_tab(context: Context, links: Links) -> None:
             acts[name](run)
         except UserError as error:
             text = str(error)
-            gr.Warning(f"{text[:1].upper()}{text[1:]}.", title=run)
+            warn(f"{text[:1].upper()}{text[1:]}.")
         else:
             if name == "remove":
-                gr.Info("Its folder lies in the workspace's trash.", title=f"{run} was removed", duration=4)
+                tell(f"{run} was removed; its folder lies in the workspace's trash.")
         watch.refresh()
         return drawn(), nothing, nothing, nothing
 
@@ -61,7 +62,7 @@ def queue_tab(context: Context, links: Links) -> None:
         act,
         None,
         [rows, links.shown_run, links.open_adapter, links.tabs],
-        queue=False,
+        concurrency_limit=None,
         show_progress="hidden",
         api_visibility="private",
     )

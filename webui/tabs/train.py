@@ -32,6 +32,7 @@ from diffusion_lora.run import Run
 from diffusion_lora.workspace import Workspace, check_name
 from webui import runview, sets, setview
 from webui.context import Context, Links
+from webui.notices import tell, warn
 from webui.runs import Story
 from webui.theme import asset
 from webui.words import count, duration
@@ -76,7 +77,7 @@ def train_tab(context: Context, links: Links) -> None:
             )
             with gr.Row(elem_id="train-set"):
                 dataset = gr.Dropdown(
-                    _offered(context.workspace),
+                    sets.choices(context.workspace),
                     value=str(start.folder),
                     label="Set of pictures, or the path of a folder",
                     allow_custom_value=True,
@@ -199,6 +200,7 @@ def train_tab(context: Context, links: Links) -> None:
     form = [base, dataset, kind, name, trigger, rank, steps, preview_every, checkpoint_every, batch_size, lr, seed]
     assert len(form) == len(fields(Form))
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    telling: dict[str, Any] = {**quick, "queue": True, "concurrency_limit": None}
 
     # --- the form -----------------------------------------------------------------------------------------------------
 
@@ -226,27 +228,27 @@ def train_tab(context: Context, links: Links) -> None:
 
     def choose_set(folder: str, preset: str, name: str, trigger: str, before: tuple[str, str]) -> list[Any]:
         found = sets.open_set(folder)
-        config = _preset(preset)
-        if sets.open_set(config.dataset.path).folder == found.folder:
-            new = (config.output.name, config.output.trigger_word or "")
-        else:
+        made_for = _made_for(found, preset)
+        new = before
+        if made_for:
+            output = _preset(made_for).output
+            new = (output.name, output.trigger_word or "")
+        elif found.items:
             new = (found.name, sets.common_words(found.items))
         return [
             setview.thumbs(found, links.thumbnails),
             setview.set_title(found),
             setview.cards(found, links.thumbnails),
             setview.form_note(found),
-            new[0] if name in ("", before[0]) and found.items else gr.skip(),
-            new[1] if trigger in ("", before[1]) and found.items else gr.skip(),
-            new if found.items else before,
+            made_for or gr.skip(),
+            new[0] if name in ("", before[0]) else gr.skip(),
+            new[1] if trigger in ("", before[1]) else gr.skip(),
+            new,
         ]
 
-    dataset.change(
-        choose_set,
-        [dataset, kind, name, trigger, suggested],
-        [thumbs, captions_title, cards, note, name, trigger, suggested],
-        **quick,
-    )
+    chosen_set = [dataset, kind, name, trigger, suggested]
+    shows_set = [thumbs, captions_title, cards, note, kind, name, trigger, suggested]
+    dataset.change(choose_set, chosen_set, shows_set, **quick)
 
     def take(files: list[str] | None, folder: str) -> list[Any]:
         try:
@@ -254,22 +256,19 @@ def train_tab(context: Context, links: Links) -> None:
                 context.workspace, [Path(file) for file in files or []], sets.open_set(folder).folder
             )
         except UserError as error:
-            gr.Warning(_sentence(error), title="Not added")
+            warn(_sentence(error))
             return [gr.skip(), gr.skip()]
         told = f"{count(taken.added, 'picture')} added to {taken.folder.name}."
-        gr.Info(" ".join([told, *(f"Left out: {reason}." for reason in taken.left_out)]), title="Pictures")
+        tell(" ".join([told, *(f"Left out: {reason}." for reason in taken.left_out)]))
         # The same folder again is no change to a dropdown: its pictures are shown by the second output.
-        return [gr.Dropdown(_offered(context.workspace), value=str(taken.folder)), "captions"]
+        return [gr.Dropdown(sets.choices(context.workspace), value=str(taken.folder)), "captions"]
 
-    upload.upload(take, [upload, dataset], [dataset, view], show_progress="hidden", api_visibility="private").then(
-        choose_set,
-        [dataset, kind, name, trigger, suggested],
-        [thumbs, captions_title, cards, note, name, trigger, suggested],
-        **quick,
+    upload.upload(take, [upload, dataset], [dataset, view], **telling).then(
+        choose_set, chosen_set, shows_set, **quick
     ).then(lambda: (gr.Column(visible=False), gr.Column(visible=True)), None, [run_view, captions_view], **quick)
 
     def copied(event: gr.EventData) -> Any:
-        return gr.Dropdown(_offered(context.workspace), value=str(event.folder))
+        return gr.Dropdown(sets.choices(context.workspace), value=str(event.folder))
 
     cards.select(copied, None, dataset, **quick)
 
@@ -302,10 +301,10 @@ def train_tab(context: Context, links: Links) -> None:
             return [shown, setview.form_note(found, _sentence(error))]
         links.watch.refresh()
         if run != str(values[3]).strip():
-            gr.Info(f"A run of that name is there already: this one is {run}.", title="Name")
+            tell(f"A run of that name is there already: this one is {run}.")
         return [run, setview.form_note(found)]
 
-    go.click(start_run, [links.shown_run, *form], [links.shown_run, note], show_progress="hidden", **_private(quick))
+    go.click(start_run, [links.shown_run, *form], [links.shown_run, note], **telling)
 
     def copy(words: Callable[[Context, Form], str]) -> Callable[..., list[Any]]:
         def write(*values: Any) -> list[Any]:
@@ -314,13 +313,13 @@ def train_tab(context: Context, links: Links) -> None:
                 text = words(context, Form(*values))
             except UserError as error:
                 return ["", setview.form_note(found, _sentence(error))]
-            gr.Info("Copied to the clipboard.", duration=2)
+            tell("Copied.")
             return [text, setview.form_note(found)]
 
         return write
 
     for button, words_of in ((as_command, _command), (as_toml, _toml)):
-        button.click(copy(words_of), form, [to_copy, note], **quick).then(
+        button.click(copy(words_of), form, [to_copy, note], **telling).then(
             None, to_copy, None, js="(text) => window.desk.copy(text)"
         )
 
@@ -334,22 +333,22 @@ def train_tab(context: Context, links: Links) -> None:
             try:
                 act(story.name)
             except UserError as error:
-                gr.Warning(_sentence(error), title=story.name)
+                warn(_sentence(error))
             else:
                 links.watch.refresh()
                 if told:
-                    gr.Info(told, title=story.name, duration=4)
+                    tell(f"{story.name}: {told}")
 
         return do
 
     queue, runs = context.queue, context.workspace.run_folder
     for button, act, told in (
-        (stop, queue.cancel, "It saves what it has after this step, and stops."),
-        (pause, queue.pause, "It saves what it has after this step, and lets go of the device."),
+        (stop, queue.cancel, "it saves after this step, and stops."),
+        (pause, queue.pause, "it saves after this step, and lets go of the device."),
         (resume, queue.resume, ""),
-        (sample, lambda run: ask(runs(run), "sample"), "Pictures come after this step."),
+        (sample, lambda run: ask(runs(run), "sample"), "pictures come after this step."),
     ):
-        button.click(acting(act, told), links.shown_run, None, **quick)
+        button.click(acting(act, told), links.shown_run, None, **telling)
 
     def open_adapter(run: str) -> tuple[Any, Any]:
         story = links.watch.story(run)
@@ -416,6 +415,12 @@ def _preset(name: str) -> TrainConfig:
     return load_train_config(shipped("configs", name))
 
 
+def _made_for(found: sets.PictureSet, preset: str) -> str:
+    """The preset that a set was shipped with: the chosen one if it is that, else another; nothing for any other set."""
+    names = [preset, *(name for name in shipped_names("configs") if name != preset)]
+    return next((name for name in names if sets.open_set(_preset(name).dataset.path).folder == found.folder), "")
+
+
 def _labels(presets: dict[str, TrainConfig]) -> list[tuple[str, str]]:
     """ "Style", "Subject" where the presets differ in nothing but that; their whole names otherwise."""
     stems = {name.rpartition("-")[0] for name in presets}
@@ -425,10 +430,6 @@ def _labels(presets: dict[str, TrainConfig]) -> list[tuple[str, str]]:
 def _bases(context: Context) -> list[str]:
     folders = sorted(str(entry) for entry in context.workspace.bases.iterdir() if entry.is_dir())
     return list(dict.fromkeys(["pocket", context.base, *folders]))
-
-
-def _offered(workspace: Workspace) -> list[tuple[str, str]]:
-    return sets.choices(workspace)
 
 
 # --- from the form to a run -------------------------------------------------------------------------------------------
@@ -522,7 +523,3 @@ def _sentence(error: UserError) -> str:
     """As a sentence on the page: from a capital to a full stop."""
     text = str(error)
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
-
-
-def _private(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key != "show_progress"}
