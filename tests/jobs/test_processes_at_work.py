@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 
-def wait_for(seen: Callable[[], object], *, seconds: float = 300) -> None:
+def wait_for(seen: Callable[[], object], *, seconds: float = 1200) -> None:
     deadline = time.monotonic() + seconds
     while not seen():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -164,7 +164,7 @@ def test_the_engine_lets_go_for_a_run_and_comes_back_after_it(workspace: Workspa
             again = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
             assert again.returncode == 2
             assert f"the process {trainer.pid} is at work on the run" in again.stderr
-            assert trainer.wait(timeout=300) == 0
+            assert trainer.wait(timeout=1200) == 0
             assert [engine.stdout.readline() for _ in range(2)] == ["has it\n"] * 2
             now = holder(workspace, "cpu")
             assert now is not None
