@@ -1,6 +1,6 @@
 """Learning still works: the judged acceptance in small, with the frozen judge and two committed adapters.
 
-32 prompts for each question, at the "must" figures of the full acceptance (`scripts/judge`). The adapters beside this
+Up to 32 prompts for each question, at the "must" figures of the full acceptance (`scripts/judge`). The adapters beside this
 file were trained by the shipped presets on the shipped sets; when a base of other weights is shipped they are trained
 anew, as recipes/pocket/judge/README.md says.
 """
@@ -15,7 +15,6 @@ from diffusion_lora.run import Run
 from diffusion_lora.train.trainer import train
 from recipes.pocket.judge.prompts import read_base, read_lora
 from recipes.pocket.judge.studio import (
-    WEIGHTS,
     Studio,
     judge_base,
     judge_stack,
@@ -31,14 +30,12 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def studio() -> Studio:
-    if not WEIGHTS.exists():
-        pytest.skip("the judge is not trained yet: recipes/pocket/judge/README.md says how")
     return Studio.open("pocket")
 
 
 def test_the_base_draws_what_it_is_told(studio: Studio) -> None:
     """Wrong if text no longer steers the base, or pairs never seen together fall apart."""
-    prompts = [p for p in read_base() if p.kind == "single"][:32] + [p for p in read_base() if p.kind == "held"][:16]
+    prompts = [p for p in read_base() if p.kind == "single"][:20] + [p for p in read_base() if p.kind == "held"][:12]
     report, _, seen = judge_base(studio, prompts)
     single = report["single"]
     assert single["object"] >= 80
@@ -53,10 +50,11 @@ def test_the_base_draws_what_it_is_told(studio: Studio) -> None:
 def test_the_style_adapter_brings_its_style_and_keeps_the_object(studio: Studio) -> None:
     """Wrong if an adapter's strength no longer turns the style up, or takes the object with it."""
     adapter = LoraUse("style", HERE / "style.safetensors")
-    report, _ = judge_style(studio, read_lora(), STYLE, adapter, (0.0, 0.5, 1.0))
-    assert report[1.0]["present"] >= 80
-    assert report[1.0]["object"] >= 75
-    means = [report[strength]["mean probability"] for strength in (0.0, 0.5, 1.0)]
+    full, _ = judge_style(studio, read_lora(), STYLE, adapter, (1.0,))
+    assert full[1.0]["present"] >= 80
+    assert full[1.0]["object"] >= 75
+    rising, _ = judge_style(studio, read_lora()[:8], STYLE, adapter, (0.0, 0.5, 0.75))
+    means = [rising[strength]["mean probability"] for strength in (0.0, 0.5, 0.75)]
     assert means[0] < means[1] < means[2], means
 
 
@@ -71,7 +69,7 @@ def test_the_subject_adapter_answers_to_its_word_alone(studio: Studio) -> None:
 def test_both_adapters_stacked_show_both(studio: Studio) -> None:
     """Wrong if adapters of one picture no longer add up."""
     adapters = [LoraUse(name, HERE / f"{name}.safetensors", 0.8) for name in ("style", "subject")]
-    report, _ = judge_stack(studio, read_lora(), STYLE, CHARACTER, adapters)
+    report, _ = judge_stack(studio, read_lora()[:24], STYLE, CHARACTER, adapters)
     assert report["both"] >= 60
 
 
@@ -80,6 +78,6 @@ def test_a_short_training_already_shows_the_character(studio: Studio, tmp_path: 
     settings = ["train.steps=80", "preview.every=0"]
     config = load_train_config(shipped("configs", "pocket-subject"), settings)
     file = train(Run.create(tmp_path / "run", config), config)
-    report, _ = judge_subject(studio, read_lora()[:16], CHARACTER, LoraUse("short", file), (0.0, 1.0))
+    report, _ = judge_subject(studio, read_lora()[:8], CHARACTER, LoraUse("short", file), (0.0, 1.0))
     assert report["with its word, 0"]["mean probability"] <= 5
     assert report["with its word, 1"]["mean probability"] >= 25
