@@ -90,7 +90,7 @@ class Stage:
                 self._figures = f"{duration(seconds)}, {pace:.1f} steps/s, {_seeds(self.requests)}"
             case Cancelled():
                 self.phase = "cancelled"
-                self._figures = f"Cancelled after step {self._done} of {self._total}" if self._total else "Cancelled"
+                self._text = f"Cancelled after step {self._done} of {self._total}." if self._total else "Cancelled."
                 self._keep_pictures()
             case Failed(text=text):
                 self.fail(text)
@@ -133,7 +133,7 @@ class Stage:
         text = f"step {self._done} of {self._total}"
         if self._done >= _PACE and self._done < self._total:
             left = (time.monotonic() - self._began) / max(1, self._done - 1) * (self._total - self._done)
-            text += f", {duration(max(1, round(left)))} left" if left >= 1 else ""
+            text += f", {f'{round(left)} s' if left < 60 else duration(left)} left" if left >= 1 else ""
         return text
 
     def _hint(self) -> str:
@@ -154,8 +154,8 @@ def empty(lines: Sequence[str], examples: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def trouble(text: str) -> dict[str, Any]:
-    """The stage with one sentence that says what is wrong."""
-    return {"phase": "failed", "order": secrets.token_hex(4), "text": _sentence(text), "cells": []}
+    """One sentence that says what is wrong with what was asked; pictures on the stage stay."""
+    return {"phase": "failed", "keep": True, "text": _sentence(text)}
 
 
 def earlier(picture: Path, request: Request, src: str, notes: Sequence[str] = ()) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def test_after_a_cancel_only_pictures_stay() -> None:
     shown.take(Cancelled())
     value = shown.value()
     assert (value["phase"], [cell["name"] for cell in value["cells"]]) == ("cancelled", ["00001-7.png"])
-    assert value["figures"] == "Cancelled after step 30 of 40"
+    assert value["text"] == "Cancelled after step 30 of 40."
 
 
 def test_a_failure_is_one_sentence() -> None:

@@ -8,6 +8,7 @@ const q = (selector) => element.querySelector(selector);
 const cells = q(".cells");
 const GAP = 12, CAPTION = 28, NARROWEST_OF_ROW = 64;
 let chosen = null, alone = false, shown_order = null;
+let current = { phase: "empty", cells: [] };
 
 function make(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -16,8 +17,16 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
-const view = () => props.value || { phase: "empty", cells: [] };
+const view = () => current;
 const finished = () => !["waiting", "drawing"].includes(view().phase);
+
+function take() {
+  const got = props.value || { phase: "empty", cells: [] };
+  // What is wrong with an order is told over the pictures that are there; glimpses of a drawing given up go.
+  const kept = (current.cells || []).filter((cell) => cell.name);
+  current = got.keep ? { ...current, ...got, cells: kept, lines: [], examples: [], notes: [], told: "" } : got;
+  draw();
+}
 
 function draw() {
   const { phase, order, title, told, text, notes = [], cells: wanted = [], progress, figures, sweep } = view();
@@ -34,14 +43,14 @@ function draw() {
   q(".told").textContent = told || "";
   q(".bar-top i").style.width = `${Math.round((progress || 0) * 1000) / 10}%`;
   const lines = notes.map((note) => make("p", { class: "careful" }, note));
-  if (phase === "failed") lines.unshift(make("p", { class: "stopped" }, text));
-  else if (text) lines.unshift(make("p", {}, text));
+  if (text) lines.unshift(make("p", { class: phase === "failed" ? "stopped" : "" }, text));
   q(".notes").replaceChildren(...lines);
   q(".figures").textContent = figures || "";
   while (cells.children.length > wanted.length) cells.lastChild.remove();
   wanted.forEach((cell, index) => fill(cells.children[index] || cells.appendChild(blank()), cell));
   q(".empty-stage").replaceChildren(...(phase === "empty" ? invitation() : []));
   element.classList.toggle("swept", !!sweep);
+  element.classList.toggle("bare", !wanted.length);
   choose(chosen, false);
   arrange();
 }
@@ -219,12 +228,21 @@ document.addEventListener("drop", (event) => {
   event.preventDefault();
   const input = document.querySelector("#drop-settings input[type=file]");
   if (!input || !event.dataTransfer.files.length) return;
+  stale();
   input.files = event.dataTransfer.files;
   input.dispatchEvent(new Event("change", { bubbles: true }));
 }, true);
 
-watch("value", draw);
-draw();
+// --- the command under the form holds only as long as nothing is changed ----------------------------------------------
+
+const stale = () => document.querySelector("#generate-form")?.removeAttribute("data-copied");
+document.querySelector("#generate-page")?.addEventListener("input", stale);
+document.querySelector("#generate-page")?.addEventListener("click", (event) => {
+  if (event.target.closest("#desk button, #seed-roll, [data-act=restore]")) stale();
+});
+
+watch("value", take);
+take();
 server.start().then((first) => {
-  if (!view().order) { props.value = first; draw(); }
+  if (!current.order) { props.value = first; take(); }
 });

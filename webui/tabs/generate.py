@@ -23,6 +23,7 @@ from diffusion_lora.generate.request import Request
 from diffusion_lora.generate.samplers import SAMPLERS
 from diffusion_lora.generate.wire import Drawn, Start, Step
 from diffusion_lora.layouts.layout import layout_named
+from diffusion_lora.lora.card import Card
 from diffusion_lora.run import Run
 from webui import desk, stage
 from webui.component import component
@@ -38,6 +39,7 @@ _EXAMPLES = 3
 # A seed as the command line picks one.
 _ROLL = "() => String(crypto.getRandomValues(new Uint32Array(1))[0])"
 _COPY = """(text) => {
+  document.querySelector("#generate-form").toggleAttribute("data-copied", !!text);
   if (!text) return;
   const plain = () => {
     document.querySelector("#command textarea").select();
@@ -127,7 +129,7 @@ class _Generate:
 
     # --- what was drawn ---
 
-    def start(self) -> dict[str, Any]:
+    def start(self, _asked: Any = None) -> dict[str, Any]:
         """What a page shows at first: the newest picture, or how to begin."""
         for picture in newest(self._workspace)[:1]:
             return self._earlier(picture)
@@ -181,7 +183,7 @@ class _Generate:
         try:
             requests = desk.requests_of(form, desk.channels_of(state), self._workspace.loras)
         except UserError as error:
-            return gr.update(value="", visible=False), stage.trouble(str(error))
+            return "", stage.trouble(str(error))
         text = desk.command(
             requests[0],
             count=len(requests),
@@ -189,7 +191,7 @@ class _Generate:
             device=self._context.device,
             seeded=form.seed.strip() not in ("", "-1"),
         )
-        return gr.update(value=text, visible=True), gr.skip()
+        return text, gr.skip()
 
     # --- the desk ---
 
@@ -199,7 +201,7 @@ class _Generate:
             "title": "No LoRA yet",
             "text": f"Train one, or put .safetensors files into {self._workspace.loras}",
             "loras": [
-                {"name": card.name, "problem": card.problem, **desk.facts(card, thumb(self._workspace, card.name))}
+                {"name": card.name, "problem": _short(card), **desk.facts(card, thumb(self._workspace, card.name))}
                 for card in self._context.engine.adapters()
             ],
         }
@@ -217,7 +219,7 @@ class _Generate:
         """The film strip as the folder is now."""
         return film(self._workspace)
 
-    def _first_prompt(self, name: str, cards: dict[str, Any]) -> str:
+    def _first_prompt(self, name: str, cards: dict[str, Card]) -> str:
         """What the run of this LoRA drew its previews with, else the trigger word."""
         try:
             prompts = Run.open(self._workspace.run_folder(name)).config.preview.prompts
@@ -288,10 +290,8 @@ def generate_tab(context: Context, links: Links) -> None:
                 go = gr.Button("Generate", variant="primary", elem_id="generate-go")
                 cancel = gr.Button("Cancel", elem_id="generate-cancel")
                 copy = gr.Button("Copy as command", elem_id="copy-command", elem_classes="quiet", size="sm")
-                line = gr.Textbox(
-                    show_label=False, container=False, lines=2, visible=False, elem_id="command", interactive=True
-                )
-        shown = component("stage", page.start, elem_id="stage", server=[page.command_of])
+                line = gr.Textbox(show_label=False, container=False, lines=2, elem_id="command", interactive=True)
+        shown = component("stage", stage.empty(()), elem_id="stage", server=[page.start, page.command_of])
         strip = component("gallery", None, elem_id="gallery")
         strips = component("desk", [], elem_id="desk", server=[page.loras])
 
@@ -322,6 +322,11 @@ def _form(values: tuple[Any, ...]) -> Form:
 def _unchanged(shown: Any) -> list[Any]:
     """Nothing for the form and the desk, `shown` for the stage."""
     return [*[gr.skip()] * 10, shown]
+
+
+def _short(card: Card) -> str:
+    """What is wrong with a file, without the folders above it: the list says where they are."""
+    return card.problem.replace(str(card.path), card.path.name)
 
 
 def _title(name: str, schedule: str) -> str:
