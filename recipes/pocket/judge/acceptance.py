@@ -4,7 +4,7 @@
     autoencoder  PSNR of fresh drawings, by style
     noise        what the judge sees in nothing
     style        the style preset on three styles, three seeds each: trained, drawn and judged; the demo's own style
-                 at five strengths, the further ones at strength 1
+                 at five strengths with the first seed, all others at strength 1
     subject      the subject preset on three characters, three seeds each: with and without the trigger word
     stack        the demo's own two together at 0.8 + 0.8
 
@@ -186,9 +186,10 @@ def part_style(session: Session) -> None:
     for style in session.styles:
         demo = style == session.styles[0]
         must, goal = (80.0, 90.0) if demo else (70.0, None)
-        strengths = STYLE_STRENGTHS if demo else FULL
         reports = []
         for seed in session.seeds:
+            sweep = demo and seed == session.seeds[0]
+            strengths = STYLE_STRENGTHS if sweep else FULL
             adapter = session.style(style, seed)
             report, pictures = judged.judge_style(session.studio, session.lora_prompts, style, adapter.at(1), strengths)
             session.keep(f"style-{style}-{seed}", pictures)
@@ -196,7 +197,7 @@ def part_style(session: Session) -> None:
             details[f"{style}-{seed}"] = {"adapter": as_fact(adapter), "strengths": report}
             means = [report[strength]["mean probability"] for strength in strengths]
             session.tell(f"{style}, seed {seed}: mean probability {', '.join(f'{mean:.1f}' for mean in means)} %")
-            if demo:
+            if sweep:
                 rise = min(after - before for before, after in pairwise(means))
                 session.found(Figure(f"{style}, seed {seed}: least rise of that mean", rise, must=0))
             session.found(
