@@ -1,7 +1,7 @@
 // The desk: one strip a LoRA. The channels live here, in props.value; Python reads them with an order and may replace
 // them. A moved fader stays in the browser: nothing listens to a change of the value.
 //
-// Events: "sweep" {name, from, to, count}. From the stage: "desk:set" {name, strength} on the window.
+// Events: "sweep" {name, from, to, count}. On the window, from the stage: "desk:set" {name, strength}; to it: "stage:ask".
 
 const LOW = -1, HIGH = 2, LIMIT = 10;
 const TICKS = [2, 1.5, 1, 0.5, 0, -0.5, -1];
@@ -154,6 +154,7 @@ function sweep_go() {
   const chosen = read_sweep();
   if (!chosen) return;
   sweeps.set(sweeping, chosen);
+  window.dispatchEvent(new Event("stage:ask"));
   trigger("sweep", { name: sweeping, ...chosen });
 }
 

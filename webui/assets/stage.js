@@ -1,8 +1,8 @@
 // The stage: the pictures of one order, from the first glimpse on. Python sends what it shows as props.value; which
 // picture is chosen, and how large the pictures can be, is found here.
 //
-// Events: "restore" {name}, "example" {prompt}. To the desk: "desk:set"; to the film strip: "stage:chosen" {name};
-// from the film strip: nothing, Python answers it.
+// Events: "restore" {name}. On the window, to the desk: "desk:set" {name, strength}; to the film strip: "stage:chosen"
+// {name}; from the desk: "stage:ask".
 
 const q = (selector) => element.querySelector(selector);
 const cells = q(".cells");
@@ -27,6 +27,15 @@ function take() {
   current = got.keep ? { ...current, ...got, cells: kept, lines: [], examples: [], notes: [], told: "" } : got;
   draw();
 }
+
+// An order is under way from the click on, not from the first answer on.
+function ask() {
+  current = { ...current, phase: "waiting", order: "asked", told: "", text: "", notes: [] };
+  draw();
+}
+
+window.addEventListener("stage:ask", ask);
+document.addEventListener("click", (event) => { if (event.target.closest?.("#generate-go")) ask(); });
 
 function draw() {
   const { phase, order, title, told, text, notes = [], cells: wanted = [], progress, figures, sweep } = view();
@@ -111,8 +120,8 @@ function choose(index, tell = true) {
   if (cell?.name) {
     q("[data-act=download]").setAttribute("href", cell.src);
     q("[data-act=download]").setAttribute("download", cell.name);
-    window.dispatchEvent(new CustomEvent("stage:chosen", { detail: { name: cell.name } }));
   }
+  window.dispatchEvent(new CustomEvent("stage:chosen", { detail: { name: cell?.name ?? null } }));
   if (tell && cell && sweep && typeof cell.value === "number") {
     window.dispatchEvent(new CustomEvent("desk:set", { detail: { name: sweep, strength: cell.value } }));
   }
