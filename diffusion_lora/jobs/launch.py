@@ -37,12 +37,18 @@ class Child:
         except psutil.NoSuchProcess:  # Windows forgets a process that has ended already
             self.process = Process(popen.pid, time.time())
         # A dead child that nobody waited for would stay a zombie for as long as this process lives.
-        threading.Thread(target=popen.wait, name=f"wait for {popen.pid}", daemon=True).start()
+        self._waiting = threading.Thread(target=popen.wait, name=f"wait for {popen.pid}", daemon=True)
+        self._waiting.start()
 
     @property
     def status(self) -> int | None:
         """None while it lives; then its exit status, or minus the signal that ended it."""
-        return self._popen.poll()
+        return self._popen.returncode
+
+    def last_status(self) -> int | None:
+        """The status of a process that is seen to be dead: it may take a moment until the system tells it."""
+        self._waiting.join(timeout=5.0)
+        return self.status
 
 
 def ensure_engine(

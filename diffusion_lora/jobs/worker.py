@@ -129,7 +129,7 @@ def _ending(folder: Path, seen: int) -> tuple[State, str] | None:
 
 def _died(folder: Path, child: Child | None) -> str:
     """A sentence for a process that ended without a word in its folder."""
-    status = child.status if child is not None else None
+    status = child.last_status() if child is not None else None
     said = last_line(folder / "console.txt")
     if status is not None and status > 0 and said:
         return said.removeprefix("error: ")
