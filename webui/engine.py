@@ -10,7 +10,7 @@ process up for every call, and says what it finds in events and statuses instead
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import httpx
@@ -54,7 +54,8 @@ __all__ = [
 ]
 
 _DOWN = "The engine is not running."
-_STARTING = "The engine is starting."
+_SILENT = "The engine does not answer yet."
+_LOST = "The engine stopped in the middle of the drawing; pictures that were done are in the gallery."
 _ANSWER_S = 5.0
 
 
@@ -72,22 +73,36 @@ class EngineClient:
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
-        # trust_env off: a proxy from the environment has no business between two processes of one machine.
-        self._http = httpx.Client(trust_env=False, timeout=httpx.Timeout(_ANSWER_S))
+        # No proxy from the environment: these are two processes of one machine. No connection is kept: the engine
+        # could drop it in the moment in which an order goes out.
+        self._http = httpx.Client(trust_env=False, timeout=_ANSWER_S, limits=httpx.Limits(max_keepalive_connections=0))
+        self._last: tuple[int, EngineStatus] | None = None  # with the pid of the engine that said it
 
     def status(self) -> EngineStatus:
-        """What the engine says of itself; `down` when its process is gone. Never raises."""
-        try:
-            return status_from(self._ask("GET", "/status"))
-        except _Gone as gone:
-            return EngineStatus("down" if gone.down else "loading", gone.text)
+        """What the engine says of itself, or said last where it is too busy to answer; `down` without a process.
 
-    def generate(self, requests: Sequence[Request], previews: bool = True) -> Iterator[DrawingEvent]:
+        Never raises.
+        """
+        try:
+            presence = self._presence()
+        except _Gone as gone:
+            return EngineStatus("down", gone.text)
+        try:
+            status = status_from(self._ask("GET", "/status", presence=presence))
+        except _Gone as gone:
+            if gone.down:
+                return EngineStatus("down", gone.text)
+            return self._last[1] if self._last and self._last[0] == presence.pid else EngineStatus("loading", gone.text)
+        self._last = presence.pid, status
+        return status
+
+    def generate(self, requests: Sequence[Request], previews: bool = True) -> Generator[DrawingEvent, None, None]:
         """Have the requests drawn; the events end with End, Cancelled or Failed. Never raises.
 
         Relative paths of LoRAs are looked up in the workspace. Requests of equal size, steps and sampler are one
         batch. Closing the iterator cancels the drawing.
         """
+        heard = False
         order = {"requests": [request_fields(request) for request in requests], "previews": previews}
         try:
             presence = self._presence()
@@ -101,6 +116,7 @@ class EngineClient:
                     return
                 for line in response.iter_lines():
                     event = from_line(line)
+                    heard = True
                     yield event
                     if isinstance(event, Last):
                         return
@@ -109,7 +125,7 @@ class EngineClient:
             return
         except httpx.HTTPError:
             pass
-        yield Failed("The engine stopped in the middle of the drawing; pictures that were done are in the gallery.")
+        yield Failed(_LOST if heard else _SILENT)
 
     def cancel(self, drawing: str) -> bool:
         """Give up the drawing of this id; False when there is none (any more). Never raises."""
@@ -138,13 +154,15 @@ class EngineClient:
         """The LoRA files of the workspace, from their headers: read here, so that the list needs no engine."""
         return read_cards(self.workspace.loras)
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        presence = self._presence()
+    def _ask(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, presence: Presence | None = None
+    ) -> dict[str, Any]:
+        presence = presence or self._presence()
         try:
             response = self._http.request(method, _url(presence, path), json=body, headers=_headers(presence))
         except httpx.HTTPError:
             gone = not alive(presence.pid, presence.started)
-            raise _Gone(_DOWN if gone else _STARTING, down=gone) from None
+            raise _Gone(_DOWN if gone else _SILENT, down=gone) from None
         if response.is_error:
             raise _Gone(_refusal(response), down=False)
         answer: dict[str, Any] = response.json()

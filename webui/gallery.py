@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from diffusion_lora.errors import PromptError
 from diffusion_lora.images import SUFFIXES
 from diffusion_lora.workspace import Workspace
-from webui.files import picture_url
 
 SHOWN = 120
+SmallCopy = Callable[[Path], str]
+"""From a picture to the address of a small copy of it (`files.Thumbnails.url`)."""
+
+_EMPTY: dict[str, Any] = {"pictures": [], "more": 0}
 
 
-def film(workspace: Workspace) -> dict[str, Any]:
-    """The value of the film strip: the newest pictures, and how many more there are."""
-    pictures = newest(workspace)
-    return {
-        "pictures": [{"name": path.name, "src": picture_url(workspace, path)} for path in pictures[:SHOWN]],
-        "more": max(0, len(pictures) - SHOWN),
-    }
+class Film:
+    """The film strip's value, looked up anew only when the folder has changed: it is asked for once a second."""
+
+    def __init__(self, workspace: Workspace, small: SmallCopy) -> None:
+        self._workspace = workspace
+        self._small = small
+        self._seen = (-1, _EMPTY)
+
+    def value(self) -> dict[str, Any]:
+        """The newest pictures, and how many more there are."""
+        try:
+            changed = self._workspace.pictures.stat().st_mtime_ns
+        except FileNotFoundError:
+            return _EMPTY
+        if self._seen[0] != changed:
+            pictures = newest(self._workspace)
+            shown = [{"name": path.name, "src": self._small(path)} for path in pictures[:SHOWN]]
+            self._seen = changed, {"pictures": shown, "more": max(0, len(pictures) - SHOWN)}
+        return self._seen[1]
 
 
 def newest(workspace: Workspace) -> list[Path]:
@@ -45,10 +61,10 @@ def picture_named(workspace: Workspace, name: str) -> Path:
     return path
 
 
-def thumb(workspace: Workspace, name: str) -> str | None:
+def thumb(workspace: Workspace, name: str, small: SmallCopy) -> str | None:
     """A picture that stands for a LoRA: one beside its file, else the last preview of the run that made it."""
     beside = [workspace.loras / f"{name}{suffix}" for suffix in sorted(SUFFIXES)]
     previews = workspace.runs / name / "previews"
     drawn = sorted(previews.glob("step-*-0.png"))[-1:] if previews.is_dir() else []
     found = next((path for path in [*beside, *drawn] if path.is_file()), None)
-    return None if found is None else picture_url(workspace, found)
+    return None if found is None else small(found)

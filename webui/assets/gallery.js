@@ -9,6 +9,7 @@ function frame(picture) {
   const button = document.createElement("button");
   button.type = "button";
   button.dataset.name = picture.name;
+  button.dataset.src = picture.src;
   button.setAttribute("role", "option");
   const image = document.createElement("img");
   image.loading = "lazy";
@@ -22,8 +23,8 @@ function frame(picture) {
 
 function draw() {
   const { pictures = [], more = 0 } = props.value || {};
-  const known = new Map([...film.querySelectorAll("button")].map((button) => [button.dataset.name, button]));
-  const rows = pictures.map((picture) => known.get(picture.name) || frame(picture));
+  const known = new Map([...film.querySelectorAll("button")].map((button) => [button.dataset.src, button]));
+  const rows = pictures.map((picture) => known.get(picture.src) || frame(picture));
   if (!rows.length) rows.push(line("Pictures land here."));
   if (more) rows.push(line(`${more} older in the pictures folder`));
   const at_start = film.scrollTop < 8 && film.scrollLeft < 8;

@@ -29,8 +29,8 @@ from webui import desk, stage
 from webui.component import component
 from webui.context import Context, Links
 from webui.desk import Form
-from webui.files import picture_url
-from webui.gallery import film, newest, picture_named, thumb
+from webui.files import Thumbnails, picture_url
+from webui.gallery import Film, newest, picture_named, thumb
 
 _SECONDS_BETWEEN_STEPS = 0.1
 _SILENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -60,10 +60,12 @@ class _Order:
 class _Generate:
     """What the handlers of one page share: the context, and the order each browser session waits for."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, thumbnails: Thumbnails) -> None:
         self._context = context
+        self._small = thumbnails.url
         self._workspace = context.workspace
         self._orders: dict[str, _Order] = {}
+        self.film = Film(context.workspace, thumbnails.url)
 
     # --- drawing ---
 
@@ -125,7 +127,7 @@ class _Generate:
                 if isinstance(event, Step) and time.monotonic() - told < _SECONDS_BETWEEN_STEPS:
                     continue
                 told = time.monotonic()
-                yield shown.value(), film(self._workspace) if isinstance(event, Drawn) else gr.skip()
+                yield shown.value(), self.film.value() if isinstance(event, Drawn) else gr.skip()
 
     # --- what was drawn ---
 
@@ -201,7 +203,7 @@ class _Generate:
             "title": "No LoRA yet",
             "text": f"Train one, or put .safetensors files into {self._workspace.loras}",
             "loras": [
-                {"name": card.name, "problem": _short(card), **desk.facts(card, thumb(self._workspace, card.name))}
+                {"name": card.name, "problem": _short(card), **desk.facts(card, self._thumb(card.name))}
                 for card in self._context.engine.adapters()
             ],
         }
@@ -212,12 +214,8 @@ class _Generate:
             return [gr.skip()] * 3
         cards = {card.name: card for card in self._context.engine.adapters()}
         entries = [entry for entry in state or [] if entry.get("name") != name]
-        entries.append(desk.strip(desk.Channel(name), cards.get(name), thumb(self._workspace, name)))
+        entries.append(desk.strip(desk.Channel(name), cards.get(name), self._thumb(name)))
         return ["", prompt if prompt.strip() else self._first_prompt(name, cards), entries]
-
-    def film(self) -> dict[str, Any]:
-        """The film strip as the folder is now."""
-        return film(self._workspace)
 
     def _first_prompt(self, name: str, cards: dict[str, Card]) -> str:
         """What the run of this LoRA drew its previews with, else the trigger word."""
@@ -227,14 +225,14 @@ class _Generate:
             prompts = ()
         return prompts[0] if prompts else (cards[name].trigger_word if name in cards else "")
 
+    def _thumb(self, name: str) -> str | None:
+        return thumb(self._workspace, name, self._small)
+
     def _restored(self, picture: Path) -> list[Any]:
         cards = {card.name: card for card in self._context.engine.adapters()}
         request = read_request(picture)
         found = desk.restore(request, list(cards.values()), base=self._context.engine.status().base)
-        strips = [
-            desk.strip(channel, cards.get(channel.name), thumb(self._workspace, channel.name))
-            for channel in found.channels
-        ]
+        strips = [desk.strip(channel, cards.get(channel.name), self._thumb(channel.name)) for channel in found.channels]
         ours = picture.parent == self._workspace.pictures
         shown = self._earlier(picture, found.told) if ours else self._foreign(request, found.told)
         return [*astuple(found.form), strips, shown]
@@ -260,7 +258,7 @@ class _Generate:
 
 def generate_tab(context: Context, links: Links) -> None:
     """Build the tab and connect its parts."""
-    page = _Generate(context)
+    page = _Generate(context, links.thumbnails)
     layout = layout_named(context.base)
     side, guidance = (layout.size_px, layout.guidance_scale) if layout else (0, 0)  # 0: the base's own
     samplers = [(_title(sampler.a1111, sampler.a1111_schedule), sampler.name) for sampler in SAMPLERS.values()]
@@ -309,7 +307,7 @@ def generate_tab(context: Context, links: Links) -> None:
     links.open_adapter.change(
         page.open_adapter, [links.open_adapter, prompt, strips], [links.open_adapter, prompt, strips], **_SILENT
     )
-    links.pulse.feed(strip, page.film)
+    links.pulse.feed(strip, page.film.value)
 
 
 def _form(values: tuple[Any, ...]) -> Form:
