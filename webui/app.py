@@ -8,6 +8,7 @@ It owns nothing: engine, worker and runs are processes of their own and go on wh
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -150,6 +151,11 @@ def _serve(app: FastAPI, listening: socket.socket, address: str, *, open_browser
             print(f"The desk is at {address}  (Ctrl-C closes it; what runs goes on)", flush=True)
             if open_browser:
                 threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # Pages that are open hold a stream each; what is cut off now is cut off on purpose, and no error.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            await super().shutdown(sockets)
 
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=_LAST_WORDS_S, ws="none"

@@ -31,7 +31,7 @@ class Pulse:
         self._feeds.append((component, read, tuple(inputs)))
 
     def start(self, page: gr.Blocks) -> None:
-        """Begin to beat, inside the page's `with`: at its load, and then each `seconds`."""
+        """Begin to beat, inside the page's `with`: at its load, then each `seconds`, and when an input changes."""
         # What this browser was sent last, as digests. A reloaded page has a new session, and with it an empty list.
         sent = gr.State(list[str]())
         inputs = [component for _, _, wanted in self._feeds for component in wanted]
@@ -39,6 +39,8 @@ class Pulse:
         settings: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         page.load(self._beat, [sent, *inputs], outputs, **settings)
         gr.Timer(self._seconds).tick(self._beat, [sent, *inputs], outputs, trigger_mode="once", **settings)
+        changes = [component.change for component in dict.fromkeys(inputs) if isinstance(component, gr.Textbox)]
+        gr.on(changes, self._beat, [sent, *inputs], outputs, trigger_mode="always_last", **settings)
 
     def _beat(self, sent: list[str], *values: Any) -> list[Any]:
         rest, digests, answers = list(values), [], []

@@ -21,6 +21,8 @@ _HEAD = (
     '<div class="queue-row queue-head"><span></span><span>Name</span><span>State</span><span>Work</span>'
     "<span>Time</span><span></span></div>"
 )
+_SHORT = 48
+"""Characters of a sentence that still fit into the column of states."""
 _DOTS = {"running": "good", "done": "good", "failed": "stopped", "stopped": "careful", "paused": "careful"}
 
 
@@ -62,10 +64,10 @@ def _first_picture(folder: Path) -> Path | None:
 
 def _state(job: Job, story: Story | None) -> str:
     if job.state == "running" and story is not None and story.text:
-        return story.text.capitalize()
-    return {"starting": "Starting", "failed": "Failed", "stopped": "Stopped", "paused": "Paused"}.get(
-        job.state, job.state.capitalize()
-    )
+        return _capital(story.text)
+    if job.state in ("stopped", "paused") and job.text and len(job.text) <= _SHORT:
+        return f"{job.state.capitalize()}: {job.text}"
+    return job.state.capitalize()
 
 
 def _work(story: Story | None, state: str) -> str:
@@ -111,6 +113,11 @@ def _acts(story: Story | None, state: str) -> str:
 def _said(job: Job, story: Story | None) -> str:
     """The sentence with which it ended, in full."""
     text = job.text or (story.text if story else "")
-    if job.state not in ("failed", "stopped") or not text:
+    told_above = job.state != "failed" and len(text) <= _SHORT
+    if job.state not in ("failed", "stopped") or not text or told_above:
         return ""
-    return f'<pre class="said">{escape(text)}</pre>'
+    return f'<pre class="said">{escape(_capital(text))}</pre>'
+
+
+def _capital(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"

@@ -1,5 +1,8 @@
-// A click on a button of a row: which, and of which run.
+// A click on a button of a row: where to go with its run, or what to do with it.
 element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-act]");
-  if (button) trigger("click", { act: button.dataset.act, run: button.closest("[data-run]").dataset.run });
+  if (!button) return;
+  const asked = { act: button.dataset.act, run: button.closest("[data-run]").dataset.run };
+  if (asked.act === "show" || asked.act === "open") trigger("select", asked);
+  else trigger("click", asked);
 });

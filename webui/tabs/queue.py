@@ -35,18 +35,8 @@ def queue_tab(context: Context, links: Links) -> None:
         "remove": queue.remove,
     }
 
-    def act(event: gr.EventData) -> tuple[Any, Any, Any, Any]:
+    def act(event: gr.EventData) -> Any:
         name, run = str(event.act), str(event.run)
-        nothing = gr.skip()
-        if name == "show":
-            return nothing, run, nothing, gr.Tabs(selected="train")
-        if name == "open":
-            story = watch.story(run)
-            if story is None or story.adapter is None:
-                return nothing, nothing, nothing, nothing
-            return nothing, nothing, story.adapter, gr.Tabs(selected="generate")
-        if name not in acts:
-            return nothing, nothing, nothing, nothing
         try:
             acts[name](run)
         except UserError as error:
@@ -56,13 +46,16 @@ def queue_tab(context: Context, links: Links) -> None:
             if name == "remove":
                 tell(f"{run} was removed; its folder lies in the workspace's trash.")
         watch.refresh()
-        return drawn(), nothing, nothing, nothing
+        return drawn()
 
-    rows.click(
-        act,
-        None,
-        [rows, links.shown_run, links.open_adapter, links.tabs],
-        concurrency_limit=None,
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    def go(event: gr.EventData) -> tuple[Any, Any, Any]:
+        story = watch.story(str(event.run))
+        if story is None:
+            return gr.skip(), gr.skip(), gr.skip()
+        if event.act == "open" and story.adapter is not None:
+            return gr.skip(), story.adapter, gr.Tabs(selected="generate")
+        return story.name, gr.skip(), gr.Tabs(selected="train")
+
+    settings: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    rows.click(act, None, rows, concurrency_limit=None, **settings)
+    rows.select(go, None, [links.shown_run, links.open_adapter, links.tabs], queue=False, **settings)

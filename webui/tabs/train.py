@@ -482,9 +482,9 @@ def _whole(value: float | None, what: str, *, least: int = 0) -> int:
 
 
 def _nice(value: float) -> int:
-    """A round number near a value: 1, 2, 5, 10, 20, 50, ..., and not below 5."""
-    candidates = [factor * 10**power for power in range(7) for factor in (1, 2, 5)]
-    return max(5, min(candidates, key=lambda number: abs(number - value)))
+    """A round number near a value: 10, 20, 50, 100, ... Not below 10: a preview takes as long as some steps."""
+    candidates = [factor * 10**power for power in range(1, 8) for factor in (1, 2, 5)]
+    return min(candidates, key=lambda number: abs(number - value))
 
 
 def _command(context: Context, form: Form) -> str:
