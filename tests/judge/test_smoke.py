@@ -1,8 +1,8 @@
 """Learning still works: the judged acceptance in small, with the frozen judge and two committed adapters.
 
-Up to 32 prompts for each question, at the "must" figures of the full acceptance (`scripts/judge`). The adapters beside this
-file were trained by the shipped presets on the shipped sets; when a base of other weights is shipped they are trained
-anew, as recipes/pocket/judge/README.md says.
+Up to 32 prompts for each question, at the "must" figures of the full acceptance (`scripts/judge`). The adapters beside
+this file were trained by the shipped presets on the shipped sets; when a base of other weights is shipped they are
+trained anew, as recipes/pocket/judge/README.md says.
 """
 
 from pathlib import Path
