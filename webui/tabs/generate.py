@@ -215,7 +215,7 @@ class _Generate:
         cards = {card.name: card for card in self._context.engine.adapters()}
         entries = [entry for entry in state or [] if entry.get("name") != name]
         entries.append(desk.strip(desk.Channel(name), cards.get(name), self._thumb(name)))
-        return ["", prompt if prompt.strip() else self._first_prompt(name, cards), entries]
+        return ["", prompt if (prompt or "").strip() else self._first_prompt(name, cards), entries]
 
     def _first_prompt(self, name: str, cards: dict[str, Card]) -> str:
         """What the run of this LoRA drew its previews with, else the trigger word."""
