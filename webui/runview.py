@@ -93,7 +93,8 @@ def health(story: Story | None) -> str:
         lines.append(("good", f"Saved at step {story.checkpoint}."))
     pictures = story.began.get("pictures")
     if pictures:
-        lines.append(("good", f"It learns from {count(int(pictures), 'picture')}."))
+        verb = "learns" if story.is_under_way else "learnt"
+        lines.append(("good", f"It {verb} from {count(int(pictures), 'picture')}."))
     trend = _trend(story)
     lines += [trend] if trend else []
     lines += [("careful", problem) for problem in story.problems]
@@ -147,8 +148,9 @@ def _state_line(story: Story) -> tuple[str, str]:
             return "good", "It trains." if story.step else "It prepares pictures and base."
         case "done":
             when = f", {moment(story.ended)}" if story.ended else ""
-            where = f"; it is among your LoRAs as {story.adapter}" if story.adapter else ""
-            return "good", f"Done{when}{where}."
+            under = "" if story.adapter == story.name else f" as {story.adapter}"
+            where = f" It is among your LoRAs{under}." if story.adapter else ""
+            return "good", f"Done{when}.{where}"
         case "paused":
             return "careful", f"Paused at step {story.step}.{saved}"
         case "failed":
@@ -164,8 +166,8 @@ def _trend(story: Story) -> tuple[str, str] | None:
     tenth = max(5, len(losses) // 10)
     first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
     if last < 0.97 * first:
-        return "good", f"The loss falls: {last:.3f}, from {first:.3f}."
-    return "careful", f"The loss does not fall: {last:.3f}, from {first:.3f}. A higher learning rate may help."
+        return "good", f"The loss {'falls' if story.is_under_way else 'fell'}: {last:.3f}, from {first:.3f}."
+    return "careful", f"The loss does not fall ({last:.3f}, from {first:.3f}): a higher learning rate may help."
 
 
 def _ended(text: str) -> str:
