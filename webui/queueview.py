@@ -35,11 +35,12 @@ def table(look: Look, stories: Stories, workspace: Workspace, thumbnails: Thumbn
 
 def _row(job: Job, story: Story | None, workspace: Workspace, thumbnails: Thumbnails) -> str:
     state = "waiting" if job.state == "starting" else job.state
-    said = _said(job, story)
+    said, name = _said(job, story), escape(job.run)
     return (
-        f'<div class="queue-job" data-run="{escape(job.run)}" data-state="{state}"><div class="queue-row">'
+        f'<div class="queue-job" data-run="{name}" data-state="{state}"><div class="queue-row">'
         f"{_picture(story, workspace, thumbnails)}"
-        f'<span class="who"><b title="{escape(job.run)}">{escape(job.run)}</b><i>{job.kind.capitalize()}</i></span>'
+        f'<button type="button" class="who" data-act="show" aria-label="Show {name}"><b title="{name}">{name}</b>'
+        f"<i>{job.kind.capitalize()}</i></button>"
         f'<span class="state"><i class="dot {_DOTS.get(state, "")}"></i>{escape(_state(job, story))}</span>'
         f'<span class="work">{_work(story, state)}</span>'
         f'<span class="time">{escape(_time(job, story, state))}</span>'
@@ -93,8 +94,6 @@ def _time(job: Job, story: Story | None, state: str) -> str:
 
 def _acts(story: Story | None, state: str) -> str:
     acts = []
-    if story is not None:
-        acts.append(("show", "Show", "quiet"))
     if state in ("done", "failed", "stopped", "paused"):
         acts.append(("remove", "Remove", "quiet"))
     if state == "running":

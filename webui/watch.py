@@ -72,16 +72,11 @@ class Watch:
         return self._look
 
     def story(self, name: str) -> Story | None:
-        """What is known of a run; with no name, of the one that is under way, or else of the newest."""
+        """What is known of a run; with no name, of the one that is under way, or else of the last one that was."""
         look = self._look
-        if name:
-            return self.stories.story(name, look.job(name))
-        active = [job.run for job in look.jobs if job.state in ("running", "starting", "waiting")]
-        for run in [*active[:1], *self.stories.names()[:1]]:
-            story = self.stories.story(run, look.job(run))
-            if story is not None:
-                return story
-        return None
+        # The queue lists what runs first, then what waits, then the rest from the newest on.
+        names = [name] if name else [job.run for job in look.jobs[:1]] or self.stories.names()[:1]
+        return next((story for run in names if (story := self.stories.story(run, look.job(run)))), None)
 
     def _watch(self) -> None:
         while True:

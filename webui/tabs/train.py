@@ -79,7 +79,7 @@ def train_tab(context: Context, links: Links) -> None:
                 dataset = gr.Dropdown(
                     sets.choices(context.workspace),
                     value=str(start.folder),
-                    label="Set of pictures, or the path of a folder",
+                    label="Set, or the path of a folder",
                     allow_custom_value=True,
                     elem_id="train-dataset",
                     scale=1,
@@ -114,14 +114,12 @@ def train_tab(context: Context, links: Links) -> None:
                     elem_id="train-base",
                     min_width=100,
                 )
-                steps = gr.Number(
-                    first.train.steps, label="Steps", precision=0, minimum=1, elem_id="train-steps", min_width=100
-                )
+                steps = gr.Number(first.train.steps, label="Steps", precision=0, elem_id="train-steps", min_width=100)
             pace = gr.HTML("", elem_id="train-pace", apply_default_css=False)
             rank = gr.Radio(
                 list(_RANKS), value=first.lora.rank, label="Rank", elem_id="train-rank", elem_classes="segments"
             )
-            with gr.Accordion("Advanced: previews, checkpoints, learning rate", open=False, elem_classes="fold"):
+            with gr.Accordion("Advanced: previews, batch, learning rate", open=False, elem_classes="fold"):
                 with gr.Row():
                     preview_every = gr.Number(
                         None, label="Previews, every … steps", placeholder="about six", precision=0, min_width=100
@@ -130,11 +128,9 @@ def train_tab(context: Context, links: Links) -> None:
                         None, label="Checkpoints, every … steps", placeholder="as previews", precision=0, min_width=100
                     )
                 with gr.Row():
-                    batch_size = gr.Number(
-                        first.train.batch_size, label="Pictures a step", precision=0, minimum=1, min_width=80
-                    )
+                    batch_size = gr.Number(first.train.batch_size, label="Pictures a step", precision=0, min_width=80)
                     lr = gr.Number(first.optimizer.lr, label="Learning rate", step=0.0001, min_width=80)
-                    seed = gr.Number(first.train.seed, label="Seed", precision=0, minimum=0, min_width=80)
+                    seed = gr.Number(first.train.seed, label="Seed", precision=0, min_width=80)
             with gr.Accordion(
                 "Words that pocket knows", open=False, elem_classes="fold", elem_id="train-words"
             ) as words:
