@@ -130,6 +130,8 @@ function set_sweep(name) {
   const field = (id, label, value) => make("label", {}, make("span", {}, label),
     make("input", { id, type: "text", inputmode: "decimal", autocomplete: "off", value }));
   node.querySelector(".sweep-place").replaceChildren(
+    make("div", { class: "sweep-head" }, make("b", {}, "Sweep"),
+      make("button", { type: "button", "data-act": "sweep-close", "aria-label": "Close the sweep's settings" }, "\u00d7")),
     field("sweep-from", "from", chosen.from), field("sweep-to", "to", chosen.to), field("sweep-count", "in", chosen.count),
     make("button", { type: "button", id: "sweep-go" }, "Draw"));
 }
@@ -234,6 +236,7 @@ strips.addEventListener("click", (event) => {
   const node = button.closest(".strip");
   const name = node.dataset.adapter;
   if (button.id === "sweep-go") return sweep_go();
+  if (button.dataset.act === "sweep-close") return close_sweep(node);
   const channel = channel_of(node);
   if (button.dataset.act === "mute") patch(name, { muted: !channel.muted });
   if (button.dataset.act === "solo") patch(name, { solo: !channel.solo });
