@@ -24,7 +24,7 @@ from PIL import Image
 
 from diffusion_lora import __version__
 from diffusion_lora.device_lock import POLL_S, Holder, hold, wanted
-from diffusion_lora.errors import UserError
+from diffusion_lora.errors import DeviceError, UserError
 from diffusion_lora.generate.picture import save_pictures
 from diffusion_lora.generate.request import Request
 from diffusion_lora.generate.wire import (
@@ -184,7 +184,8 @@ class Studio:
         if self._leaving or self._base != base:
             raise _Changed
         if holder is not None:
-            self._set("away", f"{str(holder).capitalize()} has the device; pictures wait for it.", holder.name)
+            who = str(holder)
+            self._set("away", f"{who[0].upper()}{who[1:]} has the device; pictures wait for it.", holder.name)
 
     def _serve(self, base: str) -> None:
         """Draw orders with this base until a run wants the device, or another base is asked for."""
@@ -202,11 +203,16 @@ class Studio:
             self._unload()
 
     def _load(self, base: str) -> None:
+        import torch
+
         from diffusion_lora.families.family import load_base
         from diffusion_lora.generate.engine import Engine
         from diffusion_lora.generate.preview import Glances
 
-        model = load_base(base, device=self._device)
+        try:
+            model = load_base(base, device=self._device)
+        except torch.OutOfMemoryError:
+            raise DeviceError(f"{self._device} has not enough memory for {base}; close what else uses it") from None
         self._engine = Engine(model)
         glances = self._glances = Glances()
 
@@ -321,6 +327,7 @@ class Studio:
         for drawing in [drawing for drawing in self._orders if drawing.is_given_up]:
             self._orders.remove(drawing)
             drawing.tell(Cancelled())
+        self._tell_waiting()  # those behind have moved up
 
     def _tell_waiting(self) -> None:
         status = self._status
