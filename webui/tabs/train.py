@@ -53,8 +53,8 @@ class Form:
     trigger: str
     rank: float | None
     steps: float | None
-    preview_every: float | None
-    checkpoint_every: float | None
+    preview_every: str | None
+    checkpoint_every: str | None
     batch_size: float | None
     lr: float | None
     seed: float | None
@@ -121,11 +121,12 @@ def train_tab(context: Context, links: Links) -> None:
             )
             with gr.Accordion("Advanced: previews, batch, learning rate", open=False, elem_classes="fold"):
                 with gr.Row():
-                    preview_every = gr.Number(
-                        None, label="Previews, every … steps", placeholder="about six", precision=0, min_width=100
+                    # Not number fields: Gradio shows an empty one as 0, which would mean never.
+                    preview_every = gr.Textbox(
+                        "", label="Preview every … steps", placeholder="about six times", max_lines=1, min_width=100
                     )
-                    checkpoint_every = gr.Number(
-                        None, label="Checkpoints, every … steps", placeholder="as previews", precision=0, min_width=100
+                    checkpoint_every = gr.Textbox(
+                        "", label="Save every … steps", placeholder="as previews", max_lines=1, min_width=100
                     )
                 with gr.Row():
                     batch_size = gr.Number(first.train.batch_size, label="Pictures a step", precision=0, min_width=80)
@@ -254,6 +255,9 @@ def train_tab(context: Context, links: Links) -> None:
         except UserError as error:
             warn(_sentence(error))
             return [gr.skip(), gr.skip()]
+        finally:  # what Gradio had laid down for us
+            for file in files or []:
+                Path(file).unlink(missing_ok=True)
         told = f"{count(taken.added, 'picture')} added to {taken.folder.name}."
         tell(" ".join([told, *(f"Left out: {reason}." for reason in taken.left_out)]))
         # The same folder again is no change to a dropdown: its pictures are shown by the second output.
@@ -437,8 +441,8 @@ def _settle(context: Context, form: Form) -> TrainConfig:
     name = check_name((form.name or "").strip())
     trigger = (form.trigger or "").strip()
     steps = _whole(form.steps, "the number of steps", least=1)
-    every = _nice(steps / _COLUMNS) if form.preview_every is None else _whole(form.preview_every, "previews, every")
-    saved = every if form.checkpoint_every is None else _whole(form.checkpoint_every, "checkpoints, every")
+    every = _interval(form.preview_every, "previews", otherwise=_nice(steps / _COLUMNS))
+    saved = _interval(form.checkpoint_every, "saving", otherwise=every)
     found = sets.open_set(form.dataset or "")
     if found.problem:
         raise ConfigError(found.problem)
@@ -475,6 +479,14 @@ def _whole(value: float | None, what: str, *, least: int = 0) -> int:
     if value is None or value != int(value) or value < least:
         raise ConfigError(f"{what} is {'empty' if value is None else value}: give a whole number from {least}")
     return int(value)
+
+
+def _interval(text: str | None, what: str, *, otherwise: int) -> int:
+    """Steps between two of something; 0 is never, an empty field leaves the choice to us."""
+    given = (text or "").strip()
+    if not given.isdecimal() and given:
+        raise ConfigError(f"{what} every {given!r} steps is not understood: give a whole number, or 0 for never")
+    return int(given) if given else otherwise
 
 
 def _nice(value: float) -> int:
