@@ -1,10 +1,14 @@
 // What the whole page does in the browser: the light switch and the clipboard. A tab's own parts have their own files.
 () => {
   const desk = (window.desk = {
-    // Writes text to the clipboard; on plain http away from this machine browsers only know the old way.
+    // Writes text to the clipboard. On plain http away from this machine, and where a browser refuses the new way, it
+    // goes the old one.
     async copy(text) {
       if (!text) return;
-      if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text);
+      if (navigator.clipboard && window.isSecureContext) {
+        const done = await navigator.clipboard.writeText(text).then(() => true, () => false);
+        if (done) return;
+      }
       const field = document.createElement("textarea");
       field.value = text;
       field.style.position = "fixed";
