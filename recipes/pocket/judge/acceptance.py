@@ -37,7 +37,7 @@ from PIL import Image
 
 from recipes.pocket import world
 from recipes.pocket.judge import studio as judged
-from recipes.pocket.judge.adapters import Trained, as_fact, trained
+from recipes.pocket.judge.adapters import Preset, Trained, as_fact, trained
 from recipes.pocket.judge.prompts import LoraPrompt, read_base, read_lora
 from recipes.pocket.judge.studio import Studio
 from recipes.pocket.make_sets import CHARACTER, STYLE
@@ -108,12 +108,18 @@ class Session:
 
     def train_together(self, parts: Sequence[str]) -> None:
         """All adapters of these parts, as many at a time as there are cores, one thread each."""
-        wanted = {("style", name, seed) for name in self.styles for seed in self.seeds if "style" in parts}
-        wanted |= {("subject", name, seed) for name in self.characters for seed in self.seeds if "subject" in parts}
+        names: dict[Preset, Sequence[str]] = {"style": self.styles, "subject": self.characters}
+        wanted = [
+            (preset, name, seed)
+            for seed in self.seeds
+            for preset in names
+            if preset in parts
+            for name in names[preset]
+        ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             work = [
                 pool.submit(trained, self.work, preset, name, seed, self.device, self.tell, threads=1)
-                for preset, name, seed in sorted(wanted, key=lambda job: (job[2], job))
+                for preset, name, seed in wanted
             ]
             for job in work:
                 job.result()
