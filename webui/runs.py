@@ -48,7 +48,7 @@ class Story:
     seconds_a_step: float | None = None
     seconds_left: float | None = None
     seconds: float | None = None
-    """How long it took, once it is done."""
+    """How long it took, once it is done; unknown for a run that went on: only its last process was timed."""
     began: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -162,6 +162,7 @@ def _told(name: str, folder: Path, config: TrainConfig, events: Sequence[Mapping
     state = _state(folder, events, job)
     ended = next((event for event in reversed(events) if event["kind"] in ("end", "stop", "pause", "failed")), None)
     published = of.get("published", [])
+    in_one_go = all(event["step"] == 0 for event in of.get("resume", []))
     return Story(
         name=name,
         folder=folder,
@@ -173,7 +174,7 @@ def _told(name: str, folder: Path, config: TrainConfig, events: Sequence[Mapping
         losses=tuple((int(event["step"]), float(event["loss"])) for event in steps),
         seconds_a_step=pictures_a_step / pace if pace else None,
         seconds_left=last.get("seconds_left"),
-        seconds=ended.get("seconds") if ended and ended["kind"] == "end" else None,
+        seconds=ended.get("seconds") if ended and ended["kind"] == "end" and in_one_go else None,
         began=began,
         notes=tuple(event["text"] for event in of.get("note", [])),
         problems=tuple(f"{event['picture']}: {event['text']}" for event in of.get("problem", [])),
