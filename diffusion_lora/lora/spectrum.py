@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -31,12 +32,14 @@ _DORA_NOTE = "{} layers are DoRA: their values are those before the magnitude, w
 class LayerSpectrum:
     """One layer: `rank` as the file has it (None where a layer has no rank rows), `values` falling, none negligible.
 
-    `parameters_per_rank` is what one rank row costs in a plain adapter: out + in x kernel.
+    `parameters` are the numbers that the file holds for it; `parameters_per_rank` is what one rank row costs in a plain
+    adapter, out + in x kernel.
     """
 
     key: str
     rank: int | None
     values: tuple[float, ...]
+    parameters: int
     parameters_per_rank: int
 
     @property
@@ -66,6 +69,11 @@ class Spectrum:
     notes: tuple[str, ...] = ()
 
     @property
+    def parameters(self) -> int:
+        """Numbers that the file holds for these layers."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
     def energy(self) -> float:
         return sum(layer.energy for layer in self.layers)
 
@@ -73,16 +81,26 @@ class Spectrum:
     def norm(self) -> float:
         return self.energy**0.5
 
+    def curve(self) -> tuple[float, ...]:
+        """Share of the energy that is left when every layer is cut to rank 0, 1, 2, ...; 1 for an adapter of zeros."""
+        longest = max((len(layer.values) for layer in self.layers), default=0)
+        kept = [0.0] * (longest + 1)
+        for layer in self.layers:
+            for index, value in enumerate(layer.values):
+                kept[index + 1] += value * value
+        total = sum(kept)
+        return tuple(part / total for part in accumulate(kept)) if total else (1.0,)
+
     def kept_by(self, rank: int) -> float:
-        """Share of the energy that is left when every layer is cut to this rank; 1 for an adapter of zeros."""
-        kept = sum(value * value for layer in self.layers for value in layer.values[:rank])
-        return kept / self.energy if self.energy else 1.0
+        """The curve at a rank, also beyond its end."""
+        curve = self.curve()
+        return curve[min(rank, len(curve) - 1)]
 
     def rank_for(self, share: float) -> int:
         """The smallest rank, the same for every layer, that keeps this share of the adapter's energy."""
         return uniform_rank([torch.tensor(layer.values, dtype=torch.float64) for layer in self.layers], share)
 
-    def parameters(self, rank: int) -> int:
+    def size_at(self, rank: int) -> int:
         """Numbers in a plain adapter of these layers at this rank, no layer above what it has."""
         return sum(min(rank, max(len(layer.values), 1)) * layer.parameters_per_rank for layer in self.layers)
 
@@ -120,7 +138,7 @@ def spectrum(adapter: Adapter) -> Spectrum:
     for key, layer in adapter.layers.items():
         out, *inputs = layer.shape
         values = tuple(singular_values(layer).tolist())
-        layers.append(LayerSpectrum(key, layer.rank, values, out + math.prod(inputs)))
+        layers.append(LayerSpectrum(key, layer.rank, values, layer.parameters, out + math.prod(inputs)))
     dora = sum(layer.needs_base for layer in adapter.layers.values())
     return Spectrum(tuple(layers), (_DORA_NOTE.format(dora),) if dora else ())
 
