@@ -1,8 +1,7 @@
 """An adapter is a value: layer key -> weights, with metadata; read from and written to safetensors.
 
-Files are in kohya's names with an `.alpha` for every
-layer: programs that find none take a scale of 1, so a file without would be silently wrong where alpha is not the rank.
-What this module does not know: models. Which layers exist and whether shapes fit is the bank's to say.
+How other programs spell and scale is known to `formats` and `exports`. What this module does not know: models. Which
+layers exist and whether shapes fit is the bank's to say.
 """
 
 from __future__ import annotations
@@ -20,14 +19,20 @@ import torch
 from torch import Tensor
 
 from diffusion_lora.errors import AdapterFileError, OutputError
-from diffusion_lora.lora.formats import foreign, kohya
-from diffusion_lora.lora.header import read_header, with_metadata
-from diffusion_lora.lora.weights import AdapterLayer, Full, LoHa, LoKr, LowRank, Weights
+from diffusion_lora.layouts.layout import SDXL, Layout
+from diffusion_lora.lora.exports import kohya_tensors, peft_tensors
+from diffusion_lora.lora.formats import peft
+from diffusion_lora.lora.formats.forms import ALPHA, MAGNITUDE
+from diffusion_lora.lora.formats.reading import LayerNames, cross_attention_width, layout_of, read_names
+from diffusion_lora.lora.header import read_header, shown, with_metadata
+from diffusion_lora.lora.metadata import completed
+from diffusion_lora.lora.weights import AdapterLayer, Full, LoHa, LoKr, LowRank, Weights, from_tensors
 from diffusion_lora.run import write_atomically
 
 __all__ = ["Adapter", "AdapterLayer", "Full", "LoHa", "LoKr", "LowRank", "Weights", "read_adapter", "write_adapter"]
 
 Dtype = Literal["fp16", "bf16", "fp32"]
+Form = Literal["kohya", "peft"]
 DTYPES: Mapping[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -56,6 +61,11 @@ class Adapter:
         return Counter(layer.alpha for layer in self.layers.values()).most_common(1)[0][0]
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """The forms that its layers have, the commonest first: "LoRA", "LoHa", "LoKr", "full"."""
+        return tuple(kind for kind, _ in Counter(layer.form.kind for layer in self.layers.values()).most_common())
+
+    @property
     def components(self) -> tuple[str, ...]:
         """The parts of the model it touches, sorted: ("te", "unet")."""
         return tuple(sorted({key.split(".", 1)[0] for key in self.layers}))
@@ -68,10 +78,12 @@ class Adapter:
     @property
     def cross_attention_width(self) -> int | None:
         """Width of the text that its cross-attention reads, which tells the model family; None if it has none."""
-        for key, layer in self.layers.items():
-            if key.startswith("unet.") and key.endswith(("attn2_to_k", "attn2_to_v")):
-                return layer.shape[1]
-        return None
+        return cross_attention_width({key: layer.shape for key, layer in self.layers.items()})
+
+    @property
+    def layout(self) -> Layout | None:
+        """The family of models it was made for; None if its layers do not tell."""
+        return layout_of({key: layer.shape for key, layer in self.layers.items()})
 
     def allclose(self, other: Adapter, *, rtol: float = 0.0, atol: float = 0.0) -> bool:
         """Same layers, forms, shapes and scales, and the same numbers within the tolerance (by default exactly)."""
@@ -80,52 +92,48 @@ class Adapter:
         )
 
 
-def read_adapter(path: Path) -> Adapter:
-    """The adapter in a safetensors file with kohya's names, tensors on the CPU in the file's own dtype.
+def read_adapter(path: Path, *, finite: bool = True) -> Adapter:
+    """The adapter in a safetensors file of any spelling that `formats` knows, or in a folder that PEFT saved.
 
-    A layer without `.alpha`, or with alpha 0, has alpha = rank (scale 1), as kohya's own loader has it.
-    AdapterFileError, one sentence, when the file is missing, a pickle, damaged, something else than such a LoRA, lacks
-    half of a layer, or holds values that are not finite.
+    Tensors are on the CPU in the file's own dtype. A layer without `.alpha`, or with alpha 0, has alpha = rank (scale
+    1), as kohya's own loader has it, unless PEFT's settings say otherwise. Without `finite`, values that are not finite
+    numbers are let through, for reports on them.
+
+    AdapterFileError, one sentence, when the file is missing, a pickle, damaged, for another kind of model, holds no
+    layer that is read, lacks a part of a layer, or holds values that are not finite.
     """
     path = Path(path)
-    header = read_header(path)
-    groups, unknown = kohya.group(header.tensors)
-    if unknown or not groups:
-        _refuse_names(path, list(header.tensors), unknown)
-    try:
-        tensors = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError, KeyError) as error:
-        raise AdapterFileError(f"{path} cannot be read as safetensors ({error}): download or copy it again") from None
-    layers = {key: _read_layer(path, key, parts, tensors) for key, parts in groups.items()}
-    return Adapter(layers, header.metadata)
+    if path.is_dir():
+        return _read_folder(path, finite)
+    config = path.with_name(peft.CONFIG_NAME) if path.name == peft.WEIGHTS_NAME else None
+    return _read_file(path, finite, _peft_config(config) if config and config.exists() else None)
 
 
-def write_adapter(adapter: Adapter, path: Path, dtype: Dtype = "fp16") -> str:
-    """Write kohya-named safetensors atomically (mode 0644); the `sshs_model_hash` written is returned.
+def write_adapter(adapter: Adapter, path: Path, dtype: Dtype | None = "fp16", form: Form = "kohya") -> str:
+    """Write safetensors atomically (mode 0644) in kohya's names, or diffusers' (PEFT); `sshs_model_hash` is returned.
 
-    The hashes are recomputed whatever the metadata says: a stale one makes web UIs swap adapters. OutputError when a
-    value is not finite in that dtype or the place cannot be written; an existing file then stays as it was.
+    With dtype None every tensor keeps its own. What is written has the same scale under every loader's rule (see
+    `exports`). The family's metadata are completed and the hashes recomputed whatever the metadata says: a stale one
+    makes web UIs swap adapters. OutputError when a value is not finite in that dtype, the form cannot say what the
+    adapter holds, or the place cannot be written; an existing file then stays as it was.
     """
     path = Path(path)
+    metadata = completed(adapter.metadata, adapter.layout, adapter.rank, adapter.alpha, adapter.kinds)
+    if form == "peft":
+        named, settings = peft_tensors(adapter.layers)
+        metadata |= {peft.METADATA_KEY: settings, "format": "pt"}
+    else:
+        named = kohya_tensors(adapter.layers)
+        metadata.pop(peft.METADATA_KEY, None)  # diffusers refuses files that say the scale twice
     tensors: dict[str, Tensor] = {}
-    for key, layer in adapter.layers.items():
-        for suffix, tensor in layer.tensors().items():
-            saved = tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
-            if not torch.isfinite(saved).all():
-                raise OutputError(
-                    f"{path} is not written: {key} holds values that are not finite in {dtype}; "
-                    + ("save it as bf16 or fp32" if torch.isfinite(tensor).all() else "the training has diverged")
-                )
-            tensors[f"{kohya.module_name(key)}.{suffix}"] = saved
-        tensors[f"{kohya.module_name(key)}.alpha"] = torch.tensor(_plain_alpha(layer), dtype=torch.float32)
-    blob, model_hash = _serialise(tensors, adapter.metadata)
+    places: set[int] = set()
+    for name, tensor in named.items():
+        saved = _as_saved(path, name, tensor, dtype)
+        tensors[name] = saved.clone() if saved.data_ptr() in places else saved  # safetensors refuses shared memory
+        places.add(saved.data_ptr())
+    blob, model_hash = _serialise(tensors, metadata)
     write_atomically(path, blob)
     return model_hash
-
-
-def _plain_alpha(layer: Weights) -> float:
-    """The alpha by which every program, dividing by the rank, arrives at this layer's scale."""
-    return layer.scale * (layer.rank or 1)
 
 
 def _serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, str]:
@@ -146,30 +154,79 @@ def _serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tu
     return with_metadata(plain, metadata), metadata["sshs_model_hash"]
 
 
-def _read_layer(path: Path, key: str, parts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> AdapterLayer:
-    for part in ("down", "up"):
-        if part not in parts:
-            raise AdapterFileError(f"{path} is incomplete: {key} has no {part} matrix; download or export it again")
-    for name in parts.values():
-        if not tensors[name].is_floating_point() or not torch.isfinite(tensors[name].float()).all():
-            raise AdapterFileError(f"{path} is damaged: {name} holds values that are not finite numbers")
-    down, up = tensors[parts["down"]], tensors[parts["up"]]
-    if "alpha" in parts and tensors[parts["alpha"]].numel() != 1:
-        raise AdapterFileError(f"{path} is damaged: {parts['alpha']} is not a single number")
-    alpha = float(tensors[parts["alpha"]]) if "alpha" in parts else 0.0
+def _as_saved(path: Path, name: str, tensor: Tensor, dtype: Dtype | None) -> Tensor:
+    wanted = tensor.dtype if dtype is None or name.endswith(".alpha") else DTYPES[dtype]
+    saved = tensor.detach().to("cpu", wanted).contiguous()
+    if not _is_finite(saved):
+        raise OutputError(
+            f"{path} is not written: {name} holds values that are not finite in {dtype or 'its own dtype'}; "
+            + ("save it as bf16 or fp32" if _is_finite(tensor) else "the training has diverged")
+        )
+    return saved
+
+
+def _read_file(path: Path, finite: bool, config: peft.Settings | None) -> Adapter:
+    header = read_header(path)
+    reading = read_names(header, config)
+    wanted = {name for layer in reading.layers.values() for name in layer.tensors.values()}
     try:
-        return AdapterLayer(down, up, alpha or down.shape[0])
-    except (ValueError, IndexError) as error:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in header.tensors if name in wanted}
+    except (safetensors.SafetensorError, OSError, KeyError) as error:
+        raise AdapterFileError(f"{path} cannot be read as safetensors ({error}): download or copy it again") from None
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or (finite and not _is_finite(tensor)):
+            raise AdapterFileError(f"{path} is damaged: {shown(name)} holds values that are not finite numbers")
+    layers = {key: _read_layer(path, key, layer, tensors) for key, layer in reading.layers.items()}
+    return Adapter(layers, header.metadata, reading.format, reading.unread)
+
+
+def _read_layer(path: Path, key: str, names: LayerNames, tensors: Mapping[str, Tensor]) -> Weights:
+    parts = {suffix: tensors[name] for suffix, name in names.tensors.items()}
+    alpha = names.alpha if ALPHA not in parts else float(parts.pop(ALPHA)) or None
+    magnitude = parts.pop(MAGNITUDE, None)
+    if magnitude is not None and (names.magnitude_of_rows or magnitude.ndim == 1):
+        magnitude = magnitude.reshape(-1, *(1,) * (len(names.form.shape) - 1))
+    try:
+        return from_tensors(parts, float(names.form.rank or 1) if alpha is None else alpha, magnitude, rs=names.rs)
+    except ValueError as error:
         raise AdapterFileError(f"{path} is damaged: {key}: {error}") from None
 
 
-def _refuse_names(path: Path, names: list[str], unknown: list[str]) -> None:
-    kind = foreign.describe(unknown)
-    if kind is not None:
-        raise AdapterFileError(f"{path} is {kind}; give a LoRA in kohya's names (lora_unet_..., lora_te_...)")
-    if not names:
-        raise AdapterFileError(f"{path} holds no tensors: download or export it again")
-    raise AdapterFileError(
-        f"{path} is not a LoRA in kohya's names: {len(unknown)} of its {len(names)} tensors are unknown, "
-        f"the first is {unknown[0]}"
-    )
+def _read_folder(folder: Path, finite: bool) -> Adapter:
+    """PEFT saves each part of a model into a folder of its own, named as diffusers names the part."""
+    parts = [folder / name for name in ("unet", "text_encoder", "text_encoder_2")]
+    parts = [part for part in parts if (part / peft.WEIGHTS_NAME).is_file()]
+    if not parts and (folder / peft.WEIGHTS_NAME).is_file():
+        parts = [folder]
+    if not parts:
+        raise AdapterFileError(f"{folder} is a folder without a PEFT adapter in it: name the .safetensors file")
+    read = {part.name: read_adapter(part / peft.WEIGHTS_NAME, finite=finite) for part in parts}
+    is_xl = "text_encoder_2" in read or any(adapter.layout is SDXL for adapter in read.values())
+    renamed = {"text_encoder": "te1" if is_xl else "te", "text_encoder_2": "te2"}
+    layers: dict[str, Weights] = {}
+    unread: dict[str, str] = {}
+    for name, adapter in read.items():
+        for key, layer in adapter.layers.items():
+            component, path = key.split(".", 1)
+            layers[f"{renamed.get(name, component)}.{path}"] = layer
+        unread |= adapter.unread
+    first = next(iter(read.values()))
+    return Adapter(layers, first.metadata, first.format, unread)
+
+
+def _peft_config(path: Path) -> peft.Settings:
+    try:
+        with path.open("rb") as file:
+            text = file.read(peft.MAX_SETTINGS_BYTES + 1).decode()
+        return peft.settings_of(peft.parse_settings(text))
+    except OSError as error:
+        raise AdapterFileError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise AdapterFileError(f"{path} is not read: {error}") from None
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.dtype.itemsize == 1:  # torch has no isfinite for 8-bit floats
+        tensor = tensor.float()
+    return bool(torch.isfinite(tensor).all())

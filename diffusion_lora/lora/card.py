@@ -12,7 +12,9 @@ from pathlib import Path
 
 from diffusion_lora.errors import AdapterFileError
 from diffusion_lora.layouts.layout import layout_of_width
-from diffusion_lora.lora.formats import foreign, kohya
+from diffusion_lora.lora.formats import foreign
+from diffusion_lora.lora.formats.forms import DOWN, Shape
+from diffusion_lora.lora.formats.names import parse
 from diffusion_lora.lora.header import Header, read_header
 
 _KINDS = ("style", "subject", "character", "concept")
@@ -56,54 +58,53 @@ def read_cards(folder: Path) -> list[Card]:
 def read_card(path: Path, name: str) -> Card:
     """The card of one file. Nothing is raised: what is wrong stands in `problem`."""
     try:
-        status = path.stat()
         header = read_header(path)
+        status = path.stat()
     except AdapterFileError as error:
         return Card(name, path, problem=str(error))
     except OSError as error:
         return Card(name, path, problem=f"{path} cannot be read: {error.strerror}")
-    metadata = header.metadata
+    metadata, layers = header.metadata, _layers(header)
+    problem = f"{path} is no LoRA: it looks like {foreign.describe(header.tensors) or 'something else'}"
     return Card(
         name=name,
         path=path,
         size_bytes=status.st_size,
         changed=status.st_mtime,
-        rank=_rank(header),
+        rank=_rank(layers),
         alpha=_number(metadata.get("ss_network_alpha", "")),
         kind=_kind(metadata),
         trigger_word=metadata.get("modelspec.trigger_phrase", ""),
-        base=metadata.get("ss_sd_model_name", "") or _family(header),
-        problem=_problem(path, header),
+        base=metadata.get("ss_sd_model_name", "") or _family(layers),
+        problem="" if layers else problem,
     )
 
 
-def _layers(header: Header) -> dict[str, dict[str, str]]:
-    return kohya.group(header.tensors)[0]
+def _layers(header: Header) -> dict[str, dict[str, Shape]]:
+    """The shapes of each layer's tensors by suffix, by the layer's key."""
+    layers: dict[str, dict[str, Shape]] = {}
+    for tensor, info in header.tensors.items():
+        name = parse(tensor)
+        if name is not None:
+            layers.setdefault(name.key, {})[name.suffix] = info.shape
+    return layers
 
 
-def _rank(header: Header) -> int | None:
-    shapes = [header.tensors[parts["down"]].shape for parts in _layers(header).values() if "down" in parts]
-    ranks = Counter(shape[0] for shape in shapes if shape)
+def _rank(layers: Mapping[str, Mapping[str, Shape]]) -> int | None:
+    ranks = Counter(shapes[DOWN][0] for shapes in layers.values() if shapes.get(DOWN))
     return ranks.most_common(1)[0][0] if ranks else None
 
 
-def _family(header: Header) -> str:
-    for key, parts in _layers(header).items():
-        if key.startswith("unet.") and key.endswith("attn2_to_k") and "down" in parts:
-            shape = header.tensors[parts["down"]].shape
-            return layout_of_width(shape[1]).title if len(shape) > 1 else ""
+def _family(layers: Mapping[str, Mapping[str, Shape]]) -> str:
+    for key, shapes in layers.items():
+        if key.startswith("unet.") and key.endswith("attn2_to_k") and len(shapes.get(DOWN, ())) > 1:
+            return layout_of_width(shapes[DOWN][1]).title
     return ""
 
 
 def _kind(metadata: Mapping[str, str]) -> str:
     tags = {tag.strip().lower() for tag in metadata.get("modelspec.tags", "").split(",")}
     return next((kind for kind in _KINDS if kind in tags), "")
-
-
-def _problem(path: Path, header: Header) -> str:
-    if _layers(header):
-        return ""
-    return f"{path} is no LoRA in kohya's names: it looks like {foreign.describe(header.tensors) or 'something else'}"
 
 
 def _number(text: str) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +41,29 @@ class TrainingFacts:
 def training_metadata(config: TrainConfig, facts: TrainingFacts) -> dict[str, str]:
     """The header's metadata of the adapter that this run made; a pure function of its arguments."""
     return _kohya(config, facts) | _modelspec(config, facts)
+
+
+def completed(
+    metadata: Mapping[str, str], layout: Layout | None, rank: int | None, alpha: float, kinds: Sequence[str]
+) -> dict[str, str]:
+    """The metadata with what every program needs to know an adapter by, where it is missing or for another family.
+
+    AUTOMATIC1111 takes a file that says nothing of SDXL or SD 2 for SD 1, and hides it from those who run SDXL.
+    """
+    plain = tuple(kinds) == ("LoRA",)
+    known = {
+        "ss_network_module": "networks.lora" if plain else "lycoris.kohya",
+        "ss_network_dim": "None" if rank is None else str(rank),
+        "ss_network_alpha": str(alpha),
+        "ss_network_args": json.dumps({} if plain else {"algo": kinds[0].lower()}),
+    }
+    complete = known | dict(metadata)
+    if layout is not None:
+        base = complete.get("ss_base_model_version", "")
+        if not base or base.startswith("sdxl") != layout.kohya_base.startswith("sdxl"):
+            complete["ss_base_model_version"] = layout.kohya_base
+        complete["ss_v2"] = str(layout.kohya_v2)
+    return complete
 
 
 def tag_frequency(captions: Sequence[str]) -> dict[str, int]:

@@ -13,33 +13,53 @@ What this module does not know: layer keys, files, models.
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from diffusion_lora.lora.formats.forms import (
+    DOWN,
+    MID,
+    UP,
+    Form,
+    as_float32,
+    form_of,
+    kind_of,
+    magnitude_axis,
+    scale_of,
+    times,
+)
 
 Factor = Tensor | tuple[Tensor, Tensor]
 """A factor of a Kronecker product: whole, or (a, b) with the factor a @ b."""
 
 
 class _Weights:
-    """What the four forms share. `scale` and `tensors` are theirs; `update` is the change before any magnitude."""
+    """What the four forms share. `tensors` and `update` are theirs; the update is the change before any magnitude."""
 
+    alpha: float
     magnitude: Tensor | None
+    form: Form
+    rs: bool = False
+
+    def __post_init__(self) -> None:
+        """ValueError when the shapes do not belong together. alpha becomes the float32 that files hold."""
+        form = form_of({suffix: tuple(tensor.shape) for suffix, tensor in self.tensors().items()})
+        object.__setattr__(self, "form", form)
+        object.__setattr__(self, "alpha", as_float32(self.alpha))
 
     @property
     def scale(self) -> float:
-        """What strength 1 multiplies the bare product of the factors by."""
-        raise NotImplementedError
+        """What strength 1 multiplies the bare product of the factors by: see `forms.scale_of`."""
+        return scale_of(self.form, self.alpha, rs=self.rs)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the change as the factors tell it: ``[out, in(, k, k)]``, or ``[out, in * k * k]`` where they hide
         the kernel."""
-        raise NotImplementedError
+        return self.form.shape
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The tensors under the suffixes that kohya's and LyCORIS's files give them; alpha, a number, is not in it."""
@@ -48,6 +68,10 @@ class _Weights:
     def update(self) -> Tensor:
         """scale times the product of the factors, fp32, in `shape`; the whole change unless there is a magnitude."""
         raise NotImplementedError
+
+    def norm(self) -> float:
+        """Frobenius norm of `update`; NaN where a value is not finite, 0 where the layer does nothing."""
+        return _norm(self.update())
 
     @property
     def parameters(self) -> int:
@@ -68,7 +92,7 @@ class _Weights:
         update = self.update()
         if base is not None:
             if update.numel() != base.numel() or update.shape[0] != base.shape[0]:
-                raise ValueError(f"a change of {_times(update.shape)} does not fit a weight of {_times(base.shape)}")
+                raise ValueError(f"a change of {times(update.shape)} does not fit a weight of {times(base.shape)}")
             update = update.reshape(base.shape)
         if self.magnitude is None:
             return update
@@ -107,39 +131,9 @@ class LowRank(_Weights):
     magnitude: Tensor | None = None
     rs: bool = False
 
-    def __post_init__(self) -> None:
-        if self.down.ndim not in (2, 4) or self.up.ndim not in (2, 4) or any(n != 1 for n in self.up.shape[2:]):
-            raise ValueError(f"down {tuple(self.down.shape)} and up {tuple(self.up.shape)} are not those of a LoRA")
-        if self.mid is None and (self.down.shape[0] != self.up.shape[1] or self.rank == 0):
-            raise ValueError(
-                f"down {tuple(self.down.shape)} and up {tuple(self.up.shape)} differ in rank, or have none"
-            )
-        if self.mid is not None and (
-            self.mid.ndim != 4
-            or self.mid.shape[:2] != (self.up.shape[1], self.down.shape[0])
-            or any(n != 1 for n in self.down.shape[2:])
-            or 0 in self.mid.shape
-        ):
-            raise ValueError(
-                f"mid {tuple(self.mid.shape)} does not lie between down {tuple(self.down.shape)} "
-                f"and up {tuple(self.up.shape)}"
-            )
-        _check_magnitude(self.magnitude, self.shape)
-        _set_alpha(self, self.alpha)
-
     @property
     def rank(self) -> int:
         return self.down.shape[0]
-
-    @property
-    def scale(self) -> float:
-        """alpha / rank, or alpha / sqrt(rank) with `rs`: what strength 1 multiplies up @ down by."""
-        return self.alpha / (math.sqrt(self.rank) if self.rs else self.rank)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        kernel = self.down.shape[2:] if self.mid is None else self.mid.shape[2:]
-        return (self.up.shape[0], self.down.shape[1], *kernel)
 
     def tensors(self) -> Mapping[str, Tensor]:
         return _present(
@@ -156,6 +150,13 @@ class LowRank(_Weights):
         if self.mid is not None:
             down = torch.einsum("abkl,bi->aikl", self.mid.float(), down).flatten(1)
         return self.scale * (up @ down).reshape(self.shape)
+
+    def norm(self) -> float:
+        """As above, from Gram matrices of the size of the rank: |BA|^2 = tr((B^T B)(A A^T))."""
+        if self.mid is not None:
+            return super().norm()
+        up, down = self.up.float().flatten(1), self.down.float().flatten(1)
+        return abs(self.scale) * math.sqrt(_not_negative(float(((up.T @ up) * (down @ down.T)).sum())))
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,28 +176,9 @@ class LoHa(_Weights):
     t2: Tensor | None = None
     magnitude: Tensor | None = None
 
-    def __post_init__(self) -> None:
-        if (self.t1 is None) != (self.t2 is None):
-            raise ValueError("a LoHa has both of hada_t1 and hada_t2 or neither")
-        shapes = [
-            _product_shape(a, b, t) for a, b, t in ((self.w1_a, self.w1_b, self.t1), (self.w2_a, self.w2_b, self.t2))
-        ]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"the two products of a LoHa are {_times(shapes[0])} and {_times(shapes[1])}")
-        _check_magnitude(self.magnitude, shapes[0])
-        _set_alpha(self, self.alpha)
-
     @property
     def rank(self) -> int:
         return self.w1_b.shape[0]
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return _product_shape(self.w1_a, self.w1_b, self.t1)
 
     def tensors(self) -> Mapping[str, Tensor]:
         return _present(
@@ -229,38 +211,10 @@ class LoKr(_Weights):
     t2: Tensor | None = None
     magnitude: Tensor | None = None
 
-    def __post_init__(self) -> None:
-        if self.t2 is not None and isinstance(self.w2, Tensor):
-            raise ValueError("a LoKr with lokr_t2 has lokr_w2_a and lokr_w2_b")
-        if len(self._w1_shape) != 2 or len(self._w2_shape) not in (2, 4) or 0 in (*self._w1_shape, *self._w2_shape):
-            raise ValueError(f"{_times(self._w1_shape)} and {_times(self._w2_shape)} are not the factors of a LoKr")
-        _check_magnitude(self.magnitude, self.shape)
-        _set_alpha(self, self.alpha)
-
     @property
     def rank(self) -> int | None:
         """Rank of the factors, the second one's where they differ; None when both are whole."""
-        for factor in (self.w2, self.w1):
-            if isinstance(factor, tuple):
-                return factor[1].shape[0]
-        return None
-
-    @property
-    def scale(self) -> float:
-        return 1.0 if self.rank is None else self.alpha / self.rank
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        (a, b), (c, d, *kernel) = self._w1_shape, self._w2_shape
-        return (a * c, b * d, *kernel)
-
-    @property
-    def _w1_shape(self) -> tuple[int, ...]:
-        return _factor_shape(self.w1, None)
-
-    @property
-    def _w2_shape(self) -> tuple[int, ...]:
-        return _factor_shape(self.w2, self.t2)
+        return self.form.rank
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """(w1, w2) multiplied out, fp32, without the scale."""
@@ -279,6 +233,11 @@ class LoKr(_Weights):
         w1, w2 = self.factors()
         return self.scale * torch.kron(w1.reshape(*w1.shape, *(1,) * (w2.ndim - 2)), w2.contiguous())
 
+    def norm(self) -> float:
+        """As above: the norm of a Kronecker product is the product of the norms."""
+        w1, w2 = self.factors()
+        return abs(self.scale) * _norm(w1) * _norm(w2)
+
 
 @dataclass(frozen=True, eq=False)
 class Full(_Weights):
@@ -287,23 +246,9 @@ class Full(_Weights):
     diff: Tensor
     bias: Tensor | None = None
 
-    def __post_init__(self) -> None:
-        if self.diff.ndim not in (2, 4) or 0 in self.diff.shape:
-            raise ValueError(f"{_times(self.diff.shape)} is not the difference of a linear or convolution weight")
-        if self.bias is not None and self.bias.shape != self.diff.shape[:1]:
-            raise ValueError(f"a bias of {_times(self.bias.shape)} does not fit a weight of {_times(self.diff.shape)}")
-
     alpha = 1.0
     rank = None
     magnitude = None
-
-    @property
-    def scale(self) -> float:
-        return 1.0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.diff.shape)
 
     def tensors(self) -> Mapping[str, Tensor]:
         return _present({"diff": self.diff, "diff_b": self.bias})
@@ -319,38 +264,35 @@ Weights = LowRank | LoHa | LoKr | Full
 """Any form."""
 
 
+def from_tensors(
+    parts: Mapping[str, Tensor], alpha: float, magnitude: Tensor | None = None, *, rs: bool = False
+) -> Weights:
+    """The layer with these tensors by suffix, as `tensors` gives them; ValueError when they do not make one."""
+    form_of({suffix: tuple(tensor.shape) for suffix, tensor in parts.items()})
+    match kind_of(parts):
+        case "LoHa":
+            first, second = (parts["hada_w1_a"], parts["hada_w1_b"]), (parts["hada_w2_a"], parts["hada_w2_b"])
+            return LoHa(*first, *second, alpha, parts.get("hada_t1"), parts.get("hada_t2"), magnitude)
+        case "LoKr":
+            w1, w2 = (
+                parts[name] if name in parts else (parts[f"{name}_a"], parts[f"{name}_b"])
+                for name in ("lokr_w1", "lokr_w2")
+            )
+            return LoKr(w1, w2, alpha, parts.get("lokr_t2"), magnitude)
+        case "full":
+            if magnitude is not None:
+                raise ValueError("it has a magnitude beside a full difference")
+            return Full(parts["diff"], parts.get("diff_b"))
+        case _:
+            return LowRank(parts[DOWN], parts[UP], alpha, parts.get(MID), magnitude, rs)
+
+
 def _decomposed(base: Tensor, update: Tensor, magnitude: Tensor) -> Tensor:
     """m (W + BA) / |W + BA| - W. The norm runs over all axes but the one along which the magnitude lies."""
     merged = base + update
-    axis = _magnitude_axis(magnitude, base.shape)
+    axis = magnitude_axis(magnitude.shape, base.shape)
     norm = torch.linalg.vector_norm(merged, dim=[n for n in range(base.ndim) if n != axis], keepdim=True)
     return magnitude.reshape(norm.shape) * merged / norm.clamp_min(torch.finfo(norm.dtype).eps) - base
-
-
-def _magnitude_axis(magnitude: Tensor, shape: tuple[int, ...] | torch.Size) -> int:
-    return 0 if magnitude.shape[0] == shape[0] and magnitude.numel() == shape[0] else 1
-
-
-def _check_magnitude(magnitude: Tensor | None, shape: tuple[int, ...]) -> None:
-    if magnitude is None:
-        return
-    of_rows = magnitude.numel() == shape[0] == magnitude.shape[0] if magnitude.ndim else False
-    of_columns = magnitude.ndim > 1 and magnitude.shape[0] == 1 and magnitude.numel() == magnitude.shape[1]
-    if not of_rows and not (of_columns and shape[1] % magnitude.numel() == 0):
-        raise ValueError(f"a magnitude of {_times(magnitude.shape)} does not fit a change of {_times(shape)}")
-
-
-def _product_shape(a: Tensor, b: Tensor, t: Tensor | None) -> tuple[int, ...]:
-    """Shape of a @ b, or of the Tucker product with t; ValueError when they do not chain."""
-    fits = a.ndim == b.ndim == 2 and 0 not in (*a.shape, *b.shape)
-    if t is None:
-        if fits and a.shape[1] == b.shape[0]:
-            return (a.shape[0], b.shape[1])
-    elif fits and t.ndim == 4 and t.shape[:2] == (a.shape[0], b.shape[0]) and 0 not in t.shape:
-        return (a.shape[1], b.shape[1], *t.shape[2:])
-    raise ValueError(
-        f"factors {' and '.join(_times(n.shape) for n in (a, b, t) if n is not None)} do not multiply, or are empty"
-    )
 
 
 def _product(a: Tensor, b: Tensor, t: Tensor | None) -> Tensor:
@@ -359,25 +301,19 @@ def _product(a: Tensor, b: Tensor, t: Tensor | None) -> Tensor:
     return torch.einsum("abkl,ao,bi->oikl", t.float(), a.float(), b.float())
 
 
-def _factor_shape(factor: Factor, t: Tensor | None) -> tuple[int, ...]:
-    return _product_shape(*factor, t) if isinstance(factor, tuple) else tuple(factor.shape)
-
-
 def _whole(factor: Factor, t: Tensor | None) -> Tensor:
     return _product(*factor, t) if isinstance(factor, tuple) else factor.float()
 
 
+def _norm(tensor: Tensor) -> float:
+    """Summed in fp64: torch's sum of squares in fp32 is wrong in the fifth digit for a matrix of 320 x 320."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+
+
+def _not_negative(square: float) -> float:
+    """A sum of squares that rounding may have left a little below zero; NaN stays."""
+    return 0.0 if square < 0 else square
+
+
 def _present(named: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-
-def _set_alpha(weights: Any, alpha: float) -> None:
-    try:
-        exact = struct.unpack("<f", struct.pack("<f", alpha))[0]
-    except OverflowError:
-        raise ValueError(f"alpha is {alpha:g}, more than a float32 holds") from None
-    object.__setattr__(weights, "alpha", exact)
-
-
-def _times(shape: tuple[int, ...] | torch.Size) -> str:
-    return " x ".join(map(str, shape)) or "one number"
