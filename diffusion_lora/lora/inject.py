@@ -16,24 +16,32 @@ from torch import Tensor, nn
 
 from diffusion_lora.errors import ConfigError
 from diffusion_lora.lora.layer import LoraLayer, can_wrap
+from diffusion_lora.lora.unet_blocks import BASE, block_names, chosen_blocks
 
 _ATTENTION = (r"\.attn[12]\.to_(q|k|v|out\.0)$",)
+_FEED_FORWARD = (r"\.ff\.net\.(0\.proj|2)$",)
 PRESETS: Mapping[str, tuple[str, ...]] = {
     "attention": _ATTENTION,
-    "qv": (r"\.attn[12]\.to_[qv]$",),
+    "attention+mlp": (*_ATTENTION, *_FEED_FORWARD),
+    "linear": (r"",),
     "wide": (
         *_ATTENTION,
-        r"\.ff\.net\.(0\.proj|2)$",
+        *_FEED_FORWARD,
         r"\.proj_(in|out)$",
         r"\.resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)$",
         r"\.(down|up)samplers\.\d+\.conv$",
         r"^time_embedding\.linear_[12]$",
     ),
+    "everything": (r"",),
+    "qv": (r"\.attn[12]\.to_[qv]$",),
 }
-"""Named targets in the UNet, as patterns searched for in a layer's dotted path."""
+"""Named targets in the UNet, as patterns searched for in a layer's dotted path. `linear` leaves out what is no matrix:
+convolutions larger than 1 x 1. `wide` is everything but the first and the last convolution."""
 
+_TEXT_ATTENTION = (r"\.self_attn\.(q|k|v|out)_proj$",)
 TEXT_PRESETS: Mapping[str, tuple[str, ...]] = {
-    "attention": (r"\.self_attn\.(q|k|v|out)_proj$",),
+    "attention": _TEXT_ATTENTION,
+    "attention+mlp": (*_TEXT_ATTENTION, r"\.mlp\.fc[12]$"),
     "none": (),
 }
 """Named targets in the text encoder. All four projections or none: other programs recognise a text encoder's LoRA by
@@ -79,16 +87,23 @@ def select_layers(
     components: Mapping[str, nn.Module],
     targets: str | Sequence[str] = "attention",
     text_targets: str = "attention",
+    blocks: Sequence[str] | Sequence[int] = (),
 ) -> dict[str, Site]:
-    """The layers to train: `targets` in the UNet, `text_targets` in the text encoder.
+    """The layers to train: `targets` in the UNet, `text_targets` in the text encoder, both only in these `blocks`.
 
     `targets` is a preset's name or a list of regular expressions, each searched for in the dotted paths of the UNet's
-    linear and convolution layers. ConfigError when a name is unknown, or an expression is broken or matches nothing.
+    linear and convolution layers. `blocks` are names or a list of zeros and ones (`unet_blocks`); none means all.
+    ConfigError when a name is unknown, an expression is broken or matches nothing, or nothing is left.
     """
-    return select_sites(find_sites(components), targets, text_targets)
+    return select_sites(find_sites(components), targets, text_targets, blocks)
 
 
-def select_sites(sites: Mapping[str, Site], targets: str | Sequence[str], text_targets: str) -> dict[str, Site]:
+def select_sites(
+    sites: Mapping[str, Site],
+    targets: str | Sequence[str],
+    text_targets: str,
+    blocks: Sequence[str] | Sequence[int] = (),
+) -> dict[str, Site]:
     """`select_layers` for sites already found."""
     unet = [site for site in sites.values() if site.component == "unet"]
     if isinstance(targets, str):
@@ -103,11 +118,28 @@ def select_sites(sites: Mapping[str, Site], targets: str | Sequence[str], text_t
     if text_targets not in TEXT_PRESETS:
         raise ConfigError(f'lora.text_targets = "{text_targets}" is unknown: use {_quoted(TEXT_PRESETS)}')
     text_patterns = TEXT_PRESETS[text_targets]
-    return {
+    selected = {
         key: site
         for key, site in sites.items()
         if _matches(patterns if site.component == "unet" else text_patterns, site)
+        and not (targets == "linear" and site.component == "unet" and any(n != 1 for n in site.weight.shape[2:]))
     }
+    return _in_blocks(selected, sites, blocks) if blocks else selected
+
+
+def _in_blocks(
+    selected: Mapping[str, Site], sites: Mapping[str, Site], blocks: Sequence[str] | Sequence[int]
+) -> dict[str, Site]:
+    names = block_names(site.path for site in sites.values() if site.component == "unet")
+    chosen = chosen_blocks(names, blocks)
+    left = {
+        key: site
+        for key, site in selected.items()
+        if (names.get(site.path) if site.component == "unet" else BASE) in chosen
+    }
+    if not left:
+        raise ConfigError(f"lora.blocks = {list(blocks)} leaves none of the {len(selected)} layers that targets choose")
+    return left
 
 
 def _matches(patterns: Iterable[str], site: Site) -> bool:
