@@ -81,10 +81,41 @@ class LoraTable(Table):
 
     rank: Count = Field(default=16, description="rank of every pair of matrices")
     alpha: float = Field(default=16.0, gt=0, description="the adapter's scale is alpha / rank")
-    targets: Literal["attention", "qv", "wide"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        default="attention", description="layers of the UNet: attention, qv, wide, or a list of regular expressions"
+    targets: (
+        Literal["attention", "attention+mlp", "linear", "wide", "everything", "qv"]
+        | Annotated[tuple[str, ...], Field(min_length=1)]
+    ) = Field(
+        default="attention",
+        description="layers of the UNet: attention, attention+mlp, linear, wide, everything, qv, or a list of patterns",
     )
-    text_targets: Literal["attention", "none"] = Field(default="attention", description="layers of the text encoder")
+    text_targets: Literal["attention", "attention+mlp", "none"] = Field(
+        default="attention", description="layers of the text encoder: attention, attention+mlp or none"
+    )
+    blocks: tuple[str, ...] | tuple[Literal[0, 1], ...] = Field(
+        default=(),
+        description="only these blocks: down, mid, up, IN04, ... or a list of 12, 17 or 26 zeros and ones; [] = all",
+    )
+    conv_rank: int = Field(
+        default=0, ge=0, description="rank of 3 x 3 convolutions, kohya's conv_dim; 0 = that of the others"
+    )
+    conv_alpha: float = Field(default=0.0, ge=0, description="alpha of 3 x 3 convolutions; 0 = that of the others")
+    rank_patterns: dict[str, Count] = Field(
+        default={}, description="ranks of single layers, by regular expressions: {'mid_block' = 32}"
+    )
+    alpha_patterns: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="alphas of single layers, by regular expressions"
+    )
+    rslora: bool = Field(default=False, description="the scale is alpha / sqrt(rank) (rsLoRA), not alpha / rank")
+    dora: Literal["off", "output", "input"] = Field(
+        default="off",
+        description="train magnitudes too (DoRA): output (as peft has it) or input (as A1111 and InvokeAI read it)",
+    )
+    initial: Literal["gaussian", "orthogonal", "pissa"] = Field(
+        default="gaussian", description="start of the matrices: gaussian, orthogonal, or the base's main part (PiSSA)"
+    )
+    dropout: Fraction = Field(default=0.0, description="share of single numbers left out between down and up")
+    rank_dropout: Fraction = Field(default=0.0, description="share of ranks left out, for each picture")
+    module_dropout: Fraction = Field(default=0.0, description="share of layers trained without, for each picture")
 
 
 class TrainTable(Table):
@@ -116,6 +147,9 @@ class OptimizerTable(Table):
     weight_decay: float = Field(default=0.01, ge=0, description="decoupled weight decay")
     betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.999), description="decay of Adam's two moments")
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradients are clipped to this norm; 0 = never")
+    lora_plus: float = Field(
+        default=1.0, gt=0, description="the up matrices learn at this many times the rate (LoRA+, say 16); 1 = off"
+    )
 
 
 class LossTable(Table):
@@ -209,6 +243,8 @@ def parse_train_config(
         raise ConfigError(_sentence(error, tree, source, origins)) from None
     if config.optimizer.lr == 0 and (config.optimizer.text_lr == 0 or config.lora.text_targets == "none"):
         raise ConfigError(f"{source}: optimizer.lr and optimizer.text_lr leave nothing to train: set one above 0")
+    if config.lora.dora != "off" and config.lora.initial == "pissa":
+        raise ConfigError(f'{source}: lora.dora and lora.initial = "pissa" exclude each other: choose one of them')
     dataset_path = resolve_path(config.dataset.path, beside)
     base = config.model.base if config.model.base == "pocket" else resolve_path(config.model.base, beside)
     return config.model_copy(
@@ -351,6 +387,8 @@ def _allowed(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         if len(arguments) == 2 and arguments[1] is Ellipsis:
             return f"a list, each item {_allowed(arguments[0])}"
         return f"a list of {len(arguments)}, each {_allowed(arguments[0])}"
+    if origin is dict:
+        return f"a table {{ 'pattern' = value }}, each value {_allowed(arguments[1])}"
     if arguments:  # a union; None is the empty text or zero, not something to offer
         return ", or ".join(_allowed(option, metadata) for option in arguments if option is not type(None))
     noun = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[annotation]
@@ -404,6 +442,9 @@ def _toml_value(value: Any, field: FieldInfo) -> str:
         return "0.0" if "float" in str(field.annotation) else '""'
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml_value(item, field) for item in value) + "]"
+    if isinstance(value, dict):
+        pairs = [f"{_toml_value(key, field)} = {_toml_value(item, field)}" for key, item in value.items()]
+        return "{ " + ", ".join(pairs) + " }" if pairs else "{}"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):

@@ -27,7 +27,7 @@ from diffusion_lora.lora.deltas import Part, fits, prepare
 from diffusion_lora.lora.fold import Values, folded_values, swap
 from diffusion_lora.lora.inject import Site, find_sites, select_sites
 from diffusion_lora.lora.layer import Branch, Gate, LoraLayer, Stack, wrap
-from diffusion_lora.lora.trainable import TrainableAdapter, new_trainable
+from diffusion_lora.lora.trainable import PLAIN, Recipe, TrainableAdapter, new_trainable
 from diffusion_lora.lora.weights import Full
 
 Mix = Mapping[str, float]
@@ -105,20 +105,25 @@ class AdapterBank:
         targets: str | Sequence[str] = "attention",
         text_targets: str = "attention",
         seed: int = 0,
+        *,
+        blocks: Sequence[str] | Sequence[int] = (),
+        recipe: Recipe = PLAIN,
     ) -> TrainableAdapter:
         """A new adapter to train, at strength 1 outside `mix`; every base weight is frozen.
 
-        Its up matrices are zero, so the model starts as the base. ConfigError when the rank is below 1 or the targets
-        are wrong (`inject.select_layers`); ValueError when the name is taken.
+        It changes nothing yet, so the model starts as the base. ConfigError when the rank is below 1 or targets, blocks
+        (`inject.select_sites`) or patterns are wrong; ValueError when the name is taken.
         """
         self._check_name(name)
         if rank < 1:
             raise ConfigError(f"lora.rank = {rank} is too small: the rank is at least 1")
-        sites = select_sites(self._sites, targets, text_targets)
+        sites = select_sites(self._sites, targets, text_targets, blocks)
         base = [parameter for root in self.components.values() for parameter in root.parameters()]
         for parameter in base:
             parameter.requires_grad_(False)
-        trained = new_trainable(name, sites, rank, alpha, seed, sum(parameter.numel() for parameter in base))
+        trained = new_trainable(
+            name, sites, rank, alpha, seed, sum(parameter.numel() for parameter in base), recipe
+        )
         self._trained[name] = trained
         self._restack(trained.layers)
         return trained
@@ -277,9 +282,8 @@ class AdapterBank:
                 branches.append(part.branch(self._gate(site, ((name, 1, 1.0),))))
         for name, trained in self._trained.items():
             if key in trained.layers:
-                down, up = trained.layers[key]
-                shares = ((name, trained.rank, trained.alpha / trained.rank),)
-                branches.append(Stack(down, up, self._gate(site, shares)))
+                layer = trained.layers[key]
+                branches.append(layer.branch(self._gate(site, ((name, *layer.gated_rows),))))
         return tuple(branches)
 
     def _gate(self, site: Site, shares: tuple[tuple[str, int, float], ...]) -> Gate:

@@ -23,9 +23,8 @@ from torch import Tensor
 
 from diffusion_lora.lora.dropout import LayerDropout
 from diffusion_lora.lora.layer import Gate, LoraLayer, input_of
+from diffusion_lora.lora.magnitude import magnitude_axis, ratio
 from diffusion_lora.lora.weights import Full, LoHa, LoKr, LowRank, Weights
-
-_LEAST_NORM = torch.finfo(torch.float32).tiny
 
 
 class Operator(Protocol):
@@ -106,10 +105,9 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class Decomposed:
-    """Branch of a DoRA: gate * ((c - 1) W x + c V x), with c = magnitude / norm of W + V, ``[n]``.
+    """Branch of a DoRA: gate * ((c - 1) W x + c V x), c being a number for each output (`axis` 0) or input (1).
 
-    The norms and so c are those of the rows (`axis` 0: one for each output) or of the columns (1: for each input) of
-    the weight. `ratio` gives c in fp32: a loaded adapter's is fixed, a trained one's follows its factors.
+    `ratio` gives c in fp32 (see `magnitude`): a loaded adapter's is fixed, a trained one's follows its factors.
     """
 
     operator: Operator
@@ -173,25 +171,13 @@ def prepare(weights: Weights, base: Tensor) -> Part:
             operator = Dense(weight.to(base.device, dtype))
     if weights.magnitude is not None:
         axis = magnitude_axis(weights.magnitude, base)
-        whole = base.float() + weights.update().to(base.device).reshape(base.shape)
-        ratio = weights.magnitude.to(base.device, torch.float32).flatten() / norms(whole, axis)
-        return Part(None, lambda gate: Decomposed(operator, lambda: ratio, axis, gate))
+        c = ratio(weights.magnitude, base.float() + weights.update().to(base.device).reshape(base.shape), axis)
+        return Part(None, lambda gate: Decomposed(operator, lambda: c, axis, gate))
     if isinstance(operator, RankRows):
         return Part(operator)
     bias = weights.bias if isinstance(weights, Full) else None
     bias = None if bias is None else bias.to(base.device, dtype)
     return Part(None, lambda gate: Fixed(operator, gate, bias))
-
-
-def magnitude_axis(magnitude: Tensor, base: Tensor) -> int:
-    """0 for norms of rows (``[out]``, ``[out, 1, ...]``), 1 for norms of columns (``[1, in, ...]``)."""
-    return 0 if len(magnitude) == magnitude.numel() == base.shape[0] else 1
-
-
-def norms(weight: Tensor, axis: int) -> Tensor:
-    """Norms of the rows (0: of every output's weights) or columns (1: of every input's) of ``[out, in(, k, k)]``."""
-    others = [n for n in range(weight.ndim) if n != axis]
-    return torch.linalg.vector_norm(weight, dim=others, dtype=torch.float32).clamp_min(_LEAST_NORM)
 
 
 # --- the thinnest form ------------------------------------------------------------------------------------------------

@@ -7,22 +7,61 @@ opens their gates is the bank's, and no optimizer is known here.
 
 from __future__ import annotations
 
-import hashlib
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from diffusion_lora.lora.adapter import Adapter, AdapterLayer
+from diffusion_lora.errors import ConfigError
+from diffusion_lora.lora.adapter import Adapter
+from diffusion_lora.lora.deltas import Decomposed, RankRows
+from diffusion_lora.lora.dropout import Clock, DropoutRates, LayerDropout
+from diffusion_lora.lora.initial import gaussian_down, orthogonal_down, principal_factors
 from diffusion_lora.lora.inject import Site
+from diffusion_lora.lora.layer import Branch, Gate, Stack
+from diffusion_lora.lora.magnitude import TrainedMagnitude, squares
+from diffusion_lora.lora.weights import LowRank
 
 ALIGNMENT = 256
 """Elements of one block of 8-bit optimizers: no two matrices share a block, hence no scale."""
 
 MIN_SEGMENT = 4096
 """bitsandbytes keeps fp32 state for parameters of fewer elements, so no segment is shorter."""
+
+_AXES = {"off": None, "output": 0, "input": 1}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an adapter is made beyond rank, alpha and the choice of its layers; the defaults make a plain LoRA.
+
+    `rs`: the scale is alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023, https://arxiv.org/abs/2312.03732). `dora`: a
+    trained magnitude for every output or input of a layer. `initial`: see the module of that name. `conv_rank` and
+    `conv_alpha` are those of convolutions larger than 1 x 1 (kohya's conv_dim), 0 the same as of the rest. `ranks` and
+    `alphas` are patterns, searched for in a layer's dotted path; the first that is found decides. `up_apart` puts the
+    up matrices into segments of their own ("unet.up"), for a learning rate of their own (LoRA+).
+    """
+
+    rs: bool = False
+    dora: Literal["off", "output", "input"] = "off"
+    initial: Literal["gaussian", "orthogonal", "pissa"] = "gaussian"
+    conv_rank: int = 0
+    conv_alpha: float = 0.0
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    dropout: DropoutRates = field(default_factory=DropoutRates)
+    up_apart: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dora != "off" and self.initial == "pissa":
+            raise ValueError("a DoRA does not start as a part of the base's weight (PiSSA)")
+
+
+PLAIN = Recipe()
 
 
 @dataclass(frozen=True)
@@ -43,56 +82,178 @@ class Report:
 
 
 @dataclass(frozen=True, eq=False)
+class TrainedLayer:
+    """One layer in training. `start` is a product that is taken off (PiSSA's), `magnitude` DoRA's."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+    rs: bool = False
+    start: tuple[Tensor, Tensor] | None = None
+    magnitude: TrainedMagnitude | None = None
+    dropout: LayerDropout | None = None
+
+    @property
+    def scale(self) -> float:
+        return _scale(self.down.shape[0], self.alpha, self.rs)
+
+    @property
+    def trained(self) -> tuple[Tensor, ...]:
+        """The leaves of this layer, views of the segments."""
+        return (self.down, self.up) if self.magnitude is None else (self.down, self.up, self.magnitude.offset)
+
+    @property
+    def gated_rows(self) -> tuple[int, float]:
+        """(rows, scale) of its gate: the gate of rank rows holds their scale, a DoRA is one row of scale 1."""
+        return (self.down.shape[0], self.scale) if self.magnitude is None else (1, 1.0)
+
+    def branch(self, gate: Gate) -> Branch:
+        if self.magnitude is None:
+            return Stack(self.down, self.up, gate, self.start, self.dropout)
+        operator = RankRows(self.down, self.up, self.scale, self.dropout)
+        return Decomposed(operator, self.magnitude.ratio, self.magnitude.axis, gate, self.dropout)
+
+    def weights(self) -> LowRank:
+        """A copy on the CPU, fp32. What was taken off at the start becomes rank rows too: the rank doubles, exactly."""
+        down, up, alpha = _copy(self.down), _copy(self.up), self.alpha
+        if self.start is not None:
+            alpha = 2 * self.scale * len(down)
+            down, up = torch.cat([down, self.start[0].cpu()]), torch.cat([up, -self.start[1].cpu()], dim=1)
+            return LowRank(down, up, alpha)
+        if self.magnitude is None:
+            return LowRank(down, up, alpha, rs=self.rs)
+        shape = [1] * down.ndim
+        shape[self.magnitude.axis] = -1
+        return LowRank(down, up, alpha, magnitude=_copy(self.magnitude.values()).view(shape), rs=self.rs)
+
+
+@dataclass(frozen=True, eq=False)
 class TrainableAdapter:
     """An adapter under training.
 
-    `segments` is what the optimizer gets: one flat fp32 parameter per group ("unet", and "te" for all text encoders),
-    whose `.grad` is one buffer too. The (down, up) in `layers` are views of the segment, their gradients views of its
-    gradient, so the backward pass writes straight into the flat buffers. Hence: clear gradients with `zero_grad()`, or
-    an optimizer's `zero_grad(set_to_none=False)`; restore a state with ``segment.data.copy_()``; never replace either.
+    `segments` is what the optimizer gets: one flat fp32 parameter per group ("unet", and "te" for all text encoders;
+    "unet.up" and "te.up" where the up matrices are apart), whose `.grad` is one buffer too. The leaves of `layers` are
+    views of the segment, their gradients views of its gradient, so the backward pass writes straight into the flat
+    buffers. Hence: clear gradients with `zero_grad()`, or an optimizer's `zero_grad(set_to_none=False)`; restore a
+    state with ``segment.data.copy_()``; never replace either.
+
+    `clock` is what dropout goes by: `zero_grad()` begins a step, `begin_pass()` a forward pass of it.
     """
 
     name: str
-    rank: int
-    alpha: float
     segments: Mapping[str, nn.Parameter]
-    layers: Mapping[str, tuple[Tensor, Tensor]]
+    layers: Mapping[str, TrainedLayer]
     report: Report
+    clock: Clock
 
     def zero_grad(self) -> None:
-        """Zero all gradients in place."""
+        """Begin a step: zero all gradients in place."""
         for group, segment in self.segments.items():
             if segment.grad is None:
                 raise RuntimeError(f"the flat gradient of {group} was set to None: clear it with this zero_grad()")
             segment.grad.zero_()
+        self.clock.next_step()
+
+    def begin_pass(self) -> None:
+        """Begin a forward pass: dropout draws anew."""
+        self.clock.next_pass()
+
+    def go_on_from(self, step: int) -> None:
+        """Stand where `step` steps are done: the next `zero_grad()` begins the one after."""
+        self.clock.step = step - 1
 
     def adapter(self, metadata: Mapping[str, str] | None = None) -> Adapter:
         """A copy of the present state on the CPU, fp32."""
-        layers = {key: AdapterLayer(_copy(down), _copy(up), self.alpha) for key, (down, up) in self.layers.items()}
-        return Adapter(layers, dict(metadata or {}))
+        return Adapter({key: layer.weights() for key, layer in self.layers.items()}, dict(metadata or {}))
 
 
 def new_trainable(
-    name: str, sites: Mapping[str, Site], rank: int, alpha: float, seed: int, base_parameters: int
+    name: str,
+    sites: Mapping[str, Site],
+    rank: int,
+    alpha: float,
+    seed: int,
+    base_parameters: int,
+    recipe: Recipe = PLAIN,
 ) -> TrainableAdapter:
-    """A fresh adapter for these layers: down ~ N(0, 1 / in) whatever the rank (`in` counts the kernel), up = 0.
+    """A fresh adapter for these layers, which changes nothing yet.
 
     A layer's numbers depend on the seed and its key alone, so a wider choice of layers does not change them.
+    ConfigError when a pattern for ranks or alphas is broken or matches none of the layers.
     """
-    groups: dict[str, list[str]] = {}
-    for key in sites:
-        groups.setdefault(_group(key), []).append(key)
-    segments, layers = {}, {}
-    for group, keys in groups.items():
-        shapes = [shape for key in keys for shape in _shapes(sites[key].weight, rank)]
-        segment, views = _flat_buffer(shapes, sites[keys[0]].weight.device)
-        segments[group] = segment
-        for key, down, up in zip(keys, views[::2], views[1::2], strict=True):
-            with torch.no_grad():
-                down.copy_(_initial_down(down.shape, seed, key))
-            layers[key] = (down, up)
-    parameters = sum(down.numel() + up.numel() for down, up in layers.values())
-    return TrainableAdapter(name, rank, alpha, segments, layers, Report(len(layers), parameters, base_parameters))
+    for setting, patterns in (("lora.rank_patterns", recipe.ranks), ("lora.alpha_patterns", recipe.alphas)):
+        _check_patterns(setting, patterns, sites)
+    axis = _AXES[recipe.dora]
+    sizes = {key: _rank_and_alpha(site, rank, alpha, recipe) for key, site in sites.items()}
+    # What lies in which segment, in order: (key, role, shape).
+    slots: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {}
+    for key, site in sites.items():
+        down_shape, up_shape = _shapes(site.weight, sizes[key][0])
+        group = _group(key)
+        up_group = f"{group}.up" if recipe.up_apart else group
+        slots.setdefault(group, []).append((key, "down", down_shape))
+        slots.setdefault(up_group, []).append((key, "up", up_shape))
+        if axis is not None:
+            slots[group].append((key, "offset", (site.weight.shape[axis],)))
+    segments: dict[str, nn.Parameter] = {}
+    leaves: dict[tuple[str, str], Tensor] = {}
+    for group, lying in slots.items():
+        device = sites[lying[0][0]].weight.device
+        segments[group], views = _flat_buffer([shape for _, _, shape in lying], device)
+        leaves |= {(key, role): view for (key, role, _), view in zip(lying, views, strict=True)}
+
+    clock = Clock()
+    layers = {}
+    for key, site in sites.items():
+        down, up, layer_alpha = leaves[key, "down"], leaves[key, "up"], sizes[key][1]
+        scale = _scale(sizes[key][0], layer_alpha, recipe.rs)
+        start = _begin(down, up, site.weight, scale, seed, key, recipe)
+        magnitude = None
+        if axis is not None:
+            offset, base_squares = leaves[key, "offset"], squares(site.weight.detach(), axis)
+            magnitude = TrainedMagnitude(site.weight, down, up, scale, axis, base_squares, offset)
+        dropout = LayerDropout(recipe.dropout, clock, seed, key) if recipe.dropout else None
+        layers[key] = TrainedLayer(down, up, layer_alpha, recipe.rs, start, magnitude, dropout)
+    parameters = sum(leaf.numel() for leaf in leaves.values())
+    return TrainableAdapter(name, segments, layers, Report(len(layers), parameters, base_parameters), clock)
+
+
+def _begin(
+    down: Tensor, up: Tensor, weight: Tensor, scale: float, seed: int, key: str, recipe: Recipe
+) -> tuple[Tensor, Tensor] | None:
+    """Set the matrices to their first numbers; a copy of them where they are to be taken off."""
+    first = orthogonal_down if recipe.initial == "orthogonal" else gaussian_down
+    with torch.no_grad():
+        down.copy_(first(tuple(down.shape), seed, key))
+        if recipe.initial != "pissa":
+            return None
+        # A weight with fewer singular values than the rank leaves the other rows as they are in a plain LoRA.
+        first_down, first_up = principal_factors(weight, len(down), scale)
+        down[: len(first_down)].copy_(first_down)
+        up[:, : len(first_down)].copy_(first_up)
+        return down.detach().clone(), up.detach().clone()
+
+
+def _rank_and_alpha(site: Site, rank: int, alpha: float, recipe: Recipe) -> tuple[int, float]:
+    if any(n != 1 for n in site.weight.shape[2:]):
+        rank, alpha = recipe.conv_rank or rank, recipe.conv_alpha or alpha
+    rank = next((value for pattern, value in recipe.ranks.items() if re.search(pattern, site.path)), rank)
+    alpha = next((value for pattern, value in recipe.alphas.items() if re.search(pattern, site.path)), alpha)
+    return rank, alpha
+
+
+def _check_patterns(setting: str, patterns: Mapping[str, object], sites: Mapping[str, Site]) -> None:
+    for pattern in patterns:
+        try:
+            found = any(re.search(pattern, site.path) for site in sites.values())
+        except re.error as error:
+            raise ConfigError(f'{setting}: "{pattern}" is not a regular expression: {error}') from None
+        if not found:
+            raise ConfigError(f'{setting}: "{pattern}" matches none of the {len(sites)} layers that are trained')
+
+
+def _scale(rank: int, alpha: float, rs: bool) -> float:
+    return alpha / (math.sqrt(rank) if rs else rank)
 
 
 def _group(key: str) -> str:
@@ -118,12 +279,6 @@ def _flat_buffer(shapes: list[tuple[int, ...]], device: torch.device) -> tuple[n
         views.append(view)
         start += length
     return flat, views
-
-
-def _initial_down(shape: tuple[int, ...], seed: int, key: str) -> Tensor:
-    digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-    return torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def load_checkpoint(
         raise RunError(
             f"the checkpoint {path} is damaged ({type(error).__name__}): delete it to go on from the one before"
         ) from error
-    if layout != _layout(adapter):
+    if layout != _layout(adapter) or state["segments"].keys() != adapter.segments.keys():
         raise RunError(f"the checkpoint {path} was made with other lora settings than the run's config.toml has now")
     if state["optimizer_name"] != type(optimizer).__name__:
         raise RunError(
@@ -86,9 +86,13 @@ def load_checkpoint(
             parameter.copy_(state["segments"][name])
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
+    adapter.go_on_from(state["step"])
     return int(state["step"])
 
 
 def _layout(adapter: TrainableAdapter) -> dict[str, list[list[int]]]:
     """Which matrices the flat segments hold: equal lengths alone do not say that they are the same ones."""
-    return {key: [list(down.shape), list(up.shape)] for key, (down, up) in adapter.layers.items()}
+    return {
+        key: [list(tensor.shape) for tensor in (*layer.trained, *(layer.start or ()))]
+        for key, layer in adapter.layers.items()
+    }

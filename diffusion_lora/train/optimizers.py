@@ -16,15 +16,14 @@ from torch import nn
 
 from diffusion_lora.config import OptimizerTable
 
-GROUPS = {"unet": "lr", "te": "text_lr"}  # which learning rate a component's parameters follow
-
 
 def build_optimizer(
     table: OptimizerTable, segments: Mapping[str, nn.Parameter]
 ) -> tuple[torch.optim.Optimizer, str | None]:
     """The optimizer, and a sentence for the person if it is not the one that was asked for.
 
-    One group for each segment whose rate is above zero; the group's `base_lr` is that rate.
+    One group for each segment whose rate is above zero; the group's `base_lr` is that rate. With LoRA+ (Hayou et al.
+    2024, https://arxiv.org/abs/2402.12354) the up matrices are segments of their own, with a higher rate.
     """
     groups: list[dict[str, Any]] = [
         {"params": [parameter], "lr": rate, "base_lr": rate, "component": component}
@@ -44,8 +43,10 @@ def build_optimizer(
 
 
 def component_lr(table: OptimizerTable, component: str) -> float:
-    """The peak learning rate of a component: "unet", or a text encoder ("te", "te1", ...)."""
-    return table.lr if component == "unet" else table.text_lr
+    """The peak learning rate of a segment: "unet", or a text encoder ("te", "te1", ...); "unet.up" is up matrices."""
+    part, _, up = component.partition(".")
+    rate = table.lr if part == "unet" else table.text_lr
+    return rate * table.lora_plus if up else rate
 
 
 def rate_factor(table: OptimizerTable, step: int, steps: int) -> float:

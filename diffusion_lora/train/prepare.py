@@ -5,8 +5,8 @@ The same for a new run and for one that goes on; nothing here depends on the ste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,8 @@ from diffusion_lora.families.family import (
     tokens,
 )
 from diffusion_lora.lora.bank import AdapterBank
-from diffusion_lora.lora.trainable import TrainableAdapter
+from diffusion_lora.lora.dropout import DropoutRates
+from diffusion_lora.lora.trainable import Recipe, TrainableAdapter
 from diffusion_lora.train.arithmetic import arithmetic
 
 
@@ -89,6 +90,8 @@ def prepare(config: TrainConfig, on_problem: Callable[[str, str], None]) -> Prep
         config.lora.targets,
         config.lora.text_targets,
         seed=config.train.seed,
+        blocks=config.lora.blocks,
+        recipe=_recipe(config),
     )
     schedule = NoiseSchedule.from_config(model.scheduler_config).to(device)
     text_is_trained = "te" in adapter.segments and config.optimizer.text_lr > 0
@@ -101,9 +104,33 @@ def prepare(config: TrainConfig, on_problem: Callable[[str, str], None]) -> Prep
         cache=cache,
         schedule=schedule,
         condition=condition,
-        arithmetic=partial(arithmetic, config.train, device, cache.mean[0, 0, 0].numel()),
+        arithmetic=partial(_forward_pass, adapter, config, device, cache.mean[0, 0, 0].numel()),
         notes=_notes(config, model, cache),
     )
+
+
+def _recipe(config: TrainConfig) -> Recipe:
+    table = config.lora
+    return Recipe(
+        rs=table.rslora,
+        dora=table.dora,
+        initial=table.initial,
+        conv_rank=table.conv_rank,
+        conv_alpha=table.conv_alpha,
+        ranks=table.rank_patterns,
+        alphas=table.alpha_patterns,
+        dropout=DropoutRates(table.dropout, table.rank_dropout, table.module_dropout),
+        up_apart=config.optimizer.lora_plus != 1.0,
+    )
+
+
+@contextmanager
+def _forward_pass(
+    adapter: TrainableAdapter, config: TrainConfig, device: torch.device, tokens: int
+) -> Iterator[None]:
+    adapter.begin_pass()
+    with arithmetic(config.train, device, tokens):
+        yield
 
 
 def _base_dtype(config: TrainConfig, device: torch.device) -> str:

@@ -50,18 +50,19 @@ def test_down_has_variance_one_over_in_whatever_the_rank_and_up_is_zero(bank: Ad
     """LoRA's own start would scale with the rank: then a change of rank is a change of learning rate."""
     for rank in (2, 64):
         trained = bank.add_trainable(f"rank {rank}", rank=rank, alpha=1.0, targets="wide")
-        scaled = torch.cat([(down * (down[0].numel() ** 0.5)).flatten() for down, _ in trained.layers.values()])
+        downs = [layer.down for layer in trained.layers.values()]
+        scaled = torch.cat([(down * (down[0].numel() ** 0.5)).flatten() for down in downs])
         assert scaled.std().item() == pytest.approx(1, abs=0.02)
-        assert all(not up.any() for _, up in trained.layers.values())
+        assert all(not layer.up.any() for layer in trained.layers.values())
 
 
 def test_the_start_depends_on_seed_and_layer_alone(components: Components, bank: AdapterBank) -> None:
     narrow = bank.add_trainable("narrow", rank=4, alpha=4.0, targets="qv", seed=5)
     wide = bank.add_trainable("wide", rank=4, alpha=4.0, targets="wide", seed=5)
     other = bank.add_trainable("other", rank=4, alpha=4.0, targets="qv", seed=6)
-    for key, (down, _) in narrow.layers.items():
-        assert torch.equal(down, wide.layers[key][0])
-        assert not torch.equal(down, other.layers[key][0])
+    for key, layer in narrow.layers.items():
+        assert torch.equal(layer.down, wide.layers[key].down)
+        assert not torch.equal(layer.down, other.layers[key].down)
 
 
 def test_matrices_and_gradients_are_aligned_views_of_the_segments(
@@ -70,9 +71,8 @@ def test_matrices_and_gradients_are_aligned_views_of_the_segments(
     loss_of(components).backward()
     loss_of(components).backward()  # accumulation adds into the same buffers
     for group, segment in trained.segments.items():
-        views = [
-            m for key, pair in trained.layers.items() if (group == "unet") == key.startswith("unet.") for m in pair
-        ]
+        mine = [layer for key, layer in trained.layers.items() if (group == "unet") == key.startswith("unet.")]
+        views = [view for layer in mine for view in layer.trained]
         assert segment.dtype == torch.float32
         assert segment.numel() >= MIN_SEGMENT
         for view in views:
@@ -82,7 +82,7 @@ def test_matrices_and_gradients_are_aligned_views_of_the_segments(
             assert torch.equal(view.grad.flatten(), segment.grad[offset : offset + view.numel()])
         assert segment.grad.abs().sum() == pytest.approx(sum(view.grad.abs().sum().item() for view in views), rel=1e-4)
     trained.zero_grad()
-    assert all(not down.grad.any() and not up.grad.any() for down, up in trained.layers.values())
+    assert not any(view.grad.any() for layer in trained.layers.values() for view in layer.trained)
 
 
 def test_a_flat_gradient_taken_away_is_not_silent(trained: TrainableAdapter) -> None:
@@ -95,17 +95,17 @@ def test_a_flat_gradient_taken_away_is_not_silent(trained: TrainableAdapter) -> 
 def test_the_report_counts_layers_parameters_and_share(trained: TrainableAdapter, components: Components) -> None:
     report = trained.report
     assert report.layers == len(trained.layers)
-    assert report.parameters == sum(down.numel() + up.numel() for down, up in trained.layers.values())
+    assert report.parameters == sum(view.numel() for layer in trained.layers.values() for view in layer.trained)
     assert report.base_parameters == sum(p.numel() for root in components.values() for p in root.parameters())
     assert f"trainable {100 * report.parameters / report.base_parameters:.1f} %" in str(report)
 
 
 def test_gradients_equal_those_of_separate_parameters(trained: TrainableAdapter, components: Components) -> None:
     """The flat buffer is bookkeeping: autograd must find the same numbers for ordinary leaves."""
-    for _, up in trained.layers.values():
-        up.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    for layer in trained.layers.values():
+        layer.up.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
     loss_of(components).backward()
-    leaves = [matrix for pair in trained.layers.values() for matrix in pair]
+    leaves = [leaf for layer in trained.layers.values() for leaf in layer.trained]
     direct = torch.autograd.grad(loss_of(components), leaves)
     for leaf, gradient in zip(leaves, direct, strict=True):
         torch.testing.assert_close(leaf.grad, gradient, rtol=1e-5, atol=1e-7)
@@ -115,7 +115,7 @@ def test_8_bit_adam_holds_8_bit_state_and_learns(trained: TrainableAdapter, comp
     """bitsandbytes silently keeps fp32 for tensors under 4096 elements: the text encoder's matrices have 64."""
     import bitsandbytes
 
-    assert max(m.numel() for key, pair in trained.layers.items() if key.startswith("te.") for m in pair) < 4096
+    assert max(layer.up.numel() for key, layer in trained.layers.items() if key.startswith("te.")) < 4096
     optimizer = bitsandbytes.optim.AdamW8bit(list(trained.segments.values()), lr=3e-3)
     first = loss_of(components).item()
     for _ in range(12):
@@ -126,7 +126,7 @@ def test_8_bit_adam_holds_8_bit_state_and_learns(trained: TrainableAdapter, comp
         assert optimizer.state[segment]["state1"].dtype == torch.uint8
         assert optimizer.state[segment]["state2"].dtype == torch.uint8
     assert loss_of(components).item() < 0.9 * first
-    assert all(up.any() for _, up in trained.layers.values())
+    assert all(layer.up.any() for layer in trained.layers.values())
 
 
 def test_the_gap_between_matrices_stays_zero(trained: TrainableAdapter, components: Components) -> None:
@@ -138,7 +138,7 @@ def test_the_gap_between_matrices_stays_zero(trained: TrainableAdapter, componen
         optimizer.step()
     total = sum(segment.abs().sum() for segment in trained.segments.values())
     assert total.item() == pytest.approx(
-        sum(m.abs().sum().item() for pair in trained.layers.values() for m in pair), rel=1e-5
+        sum(leaf.abs().sum().item() for layer in trained.layers.values() for leaf in layer.trained), rel=1e-5
     )
 
 
@@ -147,8 +147,8 @@ def test_outside_a_mix_it_acts_at_strength_one_and_inside_as_told(
 ) -> None:
     """Training needs no context; a preview asks for the strength it wants, and for the base."""
     base = loss_of(components).item()
-    for _, up in trained.layers.values():
-        up.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    for layer in trained.layers.values():
+        layer.up.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
     acting = loss_of(components).item()
     assert acting != base
     with bank.mix({"new": 1.0}):
@@ -173,8 +173,8 @@ def test_it_trains_on_top_of_a_loaded_adapter(
 def test_export_is_a_copy_that_draws_the_same_when_loaded(
     bank: AdapterBank, trained: TrainableAdapter, components: Components
 ) -> None:
-    for _, up in trained.layers.values():
-        up.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    for layer in trained.layers.values():
+        layer.up.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
     acting = loss_of(components).item()
     adapter = bank.export("new", {"ss_output_name": "new"})
     assert adapter.metadata == {"ss_output_name": "new"}
@@ -199,12 +199,12 @@ def test_gradient_checkpointing_gives_the_same_gradients(trained: TrainableAdapt
 
 
 def test_autocast_training_reaches_every_matrix(trained: TrainableAdapter, components: Components) -> None:
-    for _, up in trained.layers.values():
-        up.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    for layer in trained.layers.values():
+        layer.up.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
     with torch.autocast("cpu", torch.bfloat16):
         loss = loss_of(components)
     loss.backward()
-    assert all(down.grad.any() and up.grad.any() for down, up in trained.layers.values())
+    assert all(leaf.grad.any() for layer in trained.layers.values() for leaf in layer.trained)
 
 
 def test_without_text_targets_there_is_no_text_segment(bank: AdapterBank) -> None:
