@@ -217,10 +217,12 @@ def _gram_svd(matrix: Tensor) -> Svd:
 
 def _sketched(matrix: Tensor, rank: int) -> Svd:
     generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(matrix.shape[1], rank + _OVERSAMPLING, generator=generator, dtype=matrix.dtype)
-    basis = torch.linalg.qr(matrix @ probe)[0]
+    coarse = matrix.float()  # good enough to find the directions; what lies along them is then taken in float64
+    probe = torch.randn(matrix.shape[1], rank + _OVERSAMPLING, generator=generator)
+    basis = torch.linalg.qr(coarse @ probe)[0]
     for _ in range(_POWER_ITERATIONS):
-        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis)[0])[0]
+        basis = torch.linalg.qr(coarse @ torch.linalg.qr(coarse.T @ basis)[0])[0]
+    basis = torch.linalg.qr(basis.double())[0]
     u, s, v = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
     kept = rank_of(s)
     return Svd(basis @ u[:, :kept], s[:kept], v[:kept], float(matrix.square().sum()))
