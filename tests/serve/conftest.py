@@ -14,11 +14,12 @@ from safetensors.numpy import save_file
 
 from diffusion_lora.generate.wire import EngineStatus
 from diffusion_lora.lora.header import read_header
+from diffusion_lora.processes import open_ui
 from diffusion_lora.workspace import Workspace
 from webui.engine import EngineClient
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-START_S = 240.0  # seconds on two free cores; a crowded machine takes its time
+START_S = 600.0  # seconds on two free cores; a crowded machine takes its time
 
 
 class EngineProcess:
@@ -102,14 +103,16 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
     write_lora(workspace.loras / "style.safetensors", rank=4, seed=1)
     write_lora(workspace.loras / "hero.safetensors", rank=2, seed=2)
     (workspace.loras / "broken.safetensors").write_bytes((workspace.loras / "style.safetensors").read_bytes()[:9000])
-    process = EngineProcess(workspace).start()
-    try:
-        process.wait_until("ready")
-        yield process
-        assert "Traceback" not in process.output()
-        assert process.leave() == 0
-    finally:
-        process.put_away()
+    process = EngineProcess(workspace)
+    with open_ui(workspace, 1):  # or it would leave while a test is about something else
+        process.start()
+        try:
+            process.wait_until("ready")
+            yield process
+            assert "Traceback" not in process.output()
+            assert process.leave() == 0
+        finally:
+            process.put_away()
 
 
 @pytest.fixture

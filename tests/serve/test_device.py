@@ -9,7 +9,7 @@ from diffusion_lora.device_lock import hold, holder
 from diffusion_lora.generate.request import Request
 from webui.engine import End, Start, Waiting
 
-PATIENCE_S = 120
+PATIENCE_S = 600
 CAT = Request("a big red cat on a sky background", steps=2)
 
 

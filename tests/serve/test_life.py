@@ -20,7 +20,6 @@ serve(Workspace.open(), device="cpu", idle_s=1.5)
 def test_killed_in_the_middle_it_is_said_and_a_new_one_starts(own_engine: Callable[..., Any]) -> None:
     """A dead engine would leave a page that waits for ever, or a state that keeps the next one from starting."""
     engine = own_engine()
-    assert "not running" in engine.client.status().text or engine.client.status().state == "loading"
     engine.wait_until("ready")
     drawing = engine.client.generate([Request("a red cat on a sky background", steps=900)])
     while not isinstance(next(drawing), Step):
@@ -56,5 +55,5 @@ def test_it_leaves_when_nobody_needs_it_and_no_page_is_open(own_engine: Callable
         engine.wait_for(lambda status: status.device == "cpu")
         time.sleep(4)
         assert engine.client.status().state != "down"
-    assert engine.ended(120) == 0
+    assert engine.ended(600) == 0
     assert read(engine.workspace, "engine") is None
