@@ -77,15 +77,15 @@ def _kohya(config: TrainConfig, facts: TrainingFacts) -> dict[str, str]:
     pictures_per_step = config.train.batch_size * config.train.accumulation
     steps_per_epoch = max(1, -(-pictures // pictures_per_step))
     folder = Path(config.dataset.path).name
-    wide = {"conv_dim": str(config.lora.rank), "conv_alpha": str(config.lora.alpha)}
     values = {
         # always kept, whatever else is left out
         "ss_v2": facts.layout.kohya_v2,
         "ss_base_model_version": facts.layout.kohya_base,
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "networks.lora" if config.lora.dora == "off" else "lycoris.kohya",
         "ss_network_dim": config.lora.rank,
         "ss_network_alpha": config.lora.alpha,
-        "ss_network_args": json.dumps(wide if config.lora.targets == "wide" else {}),
+        "ss_network_args": json.dumps(_network_arguments(config)),
+        "ss_network_dropout": config.lora.dropout or None,
         # identity
         "ss_output_name": config.output.name,
         "ss_training_comment": config.output.comment,
@@ -123,6 +123,29 @@ def _kohya(config: TrainConfig, facts: TrainingFacts) -> dict[str, str]:
         "ss_flip_aug": config.dataset.flip,
     }
     return {key: str(value) for key, value in values.items()}
+
+
+def _network_arguments(config: TrainConfig) -> dict[str, str]:
+    """What kohya's `--network_args` would say, and LyCORIS's where kohya has no word for it; only what was used."""
+    lora = config.lora
+    with_conv = lora.conv_rank or lora.targets in ("wide", "everything")
+    conv_alpha = lora.conv_alpha or lora.alpha
+    said: dict[str, object] = {
+        "algo": "lora" if lora.dora != "off" else None,
+        "conv_dim": (lora.conv_rank or lora.rank) if with_conv else None,
+        "conv_alpha": conv_alpha if with_conv else None,
+        "rank_dropout": lora.rank_dropout or None,
+        "module_dropout": lora.module_dropout or None,
+        "rs_lora": lora.rslora or None,
+        "dora_wd": lora.dora != "off" or None,
+        "wd_on_output": lora.dora == "output" if lora.dora != "off" else None,
+        "loraplus_lr_ratio": config.optimizer.lora_plus if config.optimizer.lora_plus != 1 else None,
+        "blocks": ", ".join(map(str, lora.blocks)) or None,
+        "rank_patterns": json.dumps(lora.rank_patterns) if lora.rank_patterns else None,
+        "alpha_patterns": json.dumps(lora.alpha_patterns) if lora.alpha_patterns else None,
+        "initial": lora.initial if lora.initial != "gaussian" else None,
+    }
+    return {key: str(value) for key, value in said.items() if value is not None}
 
 
 def _modelspec(config: TrainConfig, facts: TrainingFacts) -> dict[str, str]:

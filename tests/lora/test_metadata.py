@@ -73,6 +73,48 @@ def test_the_nested_values_parse_as_json_the_way_web_uis_parse_them() -> None:
     assert json.loads(metadata["ss_bucket_info"])["buckets"]["0"] == {"resolution": [512, 512], "count": 3}
 
 
+def test_how_the_adapter_was_made_is_told_in_the_words_of_the_trainers_who_have_one() -> None:
+    """Two files of one rank would look alike to who compares them, and learn unlike."""
+    config = CONFIG.model_copy(
+        update={
+            "lora": CONFIG.lora.model_copy(
+                update={
+                    "targets": "attention",
+                    "conv_rank": 4,
+                    "conv_alpha": 2.0,
+                    "rslora": True,
+                    "dora": "input",
+                    "dropout": 0.1,
+                    "rank_dropout": 0.2,
+                    "module_dropout": 0.3,
+                    "blocks": ("mid", "up"),
+                    "rank_patterns": {"mid_block": 32},
+                    "initial": "orthogonal",
+                }
+            ),
+            "optimizer": CONFIG.optimizer.model_copy(update={"lora_plus": 16.0}),
+        }
+    )
+    metadata = training_metadata(config, FACTS)
+    assert (metadata["ss_network_module"], metadata["ss_network_dropout"]) == ("lycoris.kohya", "0.1")
+    assert json.loads(metadata["ss_network_args"]) == {
+        "algo": "lora",
+        "conv_dim": "4",
+        "conv_alpha": "2.0",
+        "rank_dropout": "0.2",
+        "module_dropout": "0.3",
+        "rs_lora": "True",
+        "dora_wd": "True",
+        "wd_on_output": "False",
+        "loraplus_lr_ratio": "16.0",
+        "blocks": "mid, up",
+        "rank_patterns": '{"mid_block": 32}',
+        "initial": "orthogonal",
+    }
+    plain = training_metadata(CONFIG.model_copy(update={"lora": type(CONFIG.lora)()}), FACTS)
+    assert (json.loads(plain["ss_network_args"]), plain["ss_network_dropout"]) == ({}, "None")
+
+
 def test_tags_are_counted_over_captions_the_commonest_first() -> None:
     counts = tag_frequency(["red cat, Sky", "sky , red cat,", "sky", ""])
     assert list(counts.items()) == [("sky", 3), ("red cat", 2)]
