@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_lora.errors import AdapterFileError
 from diffusion_lora.lora.blocks import block_of
+from diffusion_lora.lora.formats.foreign import by_reason
 from diffusion_lora.lora.formats.forms import ALPHA, Form, as_float32, scale_of
 from diffusion_lora.lora.formats.peft import MAX_SETTINGS_BYTES, Settings
 from diffusion_lora.lora.formats.reading import LayerNames, layout_of, read_names
@@ -75,9 +76,7 @@ class LoadReport:
         """What must not be overlooked, a sentence each."""
         said = []
         if self.unread:
-            reasons = Counter(self.unread.values())
-            kinds = ", ".join(f"{count} ({reason})" for reason, count in reasons.most_common())
-            said.append(f"{len(self.unread)} of {self.total} tensors are not read: {kinds}")
+            said.append(f"{len(self.unread)} of {self.total} tensors are not read: {by_reason(self.unread)}")
         if self.unfit:
             key, reason = next(iter(self.unfit.items()))
             said.append(f"{len(self.unfit)} of {self.layers} layers are not this model's, the first is {key}: {reason}")

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from diffusion_lora.errors import AdapterFileError
-from diffusion_lora.lora.header import read_header, tensor_hash, with_metadata
+from diffusion_lora.lora.header import read_header, read_scalars, shown, tensor_hash, with_metadata
 
 
 @pytest.fixture
@@ -44,6 +44,24 @@ def test_other_metadata_leave_tensors_and_hash_as_they_are(file: Path) -> None:
     assert read_header(file).metadata == {"who": 'Zoë, 2 "quotes" and a\nnewline'}
     assert tensor_hash(file) == before
     assert torch.equal(safetensors.torch.load_file(file)["a"], torch.arange(6.0).view(2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_single_numbers_are_read_without_torch(tmp_path: Path, dtype: torch.dtype) -> None:
+    """The alphas: a list of files tells the scale by them."""
+    values = {"a": torch.tensor(1.5, dtype=dtype), "b": torch.tensor([-0.0625], dtype=dtype)}
+    safetensors.torch.save_file({**values, "c": torch.ones(2), "d": torch.ones(1, dtype=torch.int32)}, tmp_path / "x")
+    header = read_header(tmp_path / "x")
+    assert read_scalars(header, ["a", "b"]) == {"a": 1.5, "b": -0.0625}
+    for name in "cd":
+        with pytest.raises(AdapterFileError, match="not a single number"):
+            read_scalars(header, [name])
+
+
+def test_a_name_stands_in_a_sentence_as_one_short_line() -> None:
+    assert shown("unet.conv_in.Zoë") == "unet.conv_in.Zoë"
+    assert shown("a\x1b[2J\nb\ud800") == "a\\x1b[2J\\nb\\ud800"
+    assert len(shown("x" * 10_000)) == 160
 
 
 @pytest.mark.parametrize("length", [640, 896, 1152, 1408])

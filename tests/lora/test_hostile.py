@@ -36,8 +36,8 @@ def changed(name: str = f"{MODULE}.alpha", **fields: object) -> bytes:
     return file_of({**SMALL, name: {**SMALL[name], **fields}})
 
 
-def entries(count: int, name: str = "t%d", entry: str = '{"dtype":"F32","shape":[],"data_offsets":[0,0]}') -> bytes:
-    return file_of(b"{" + b",".join(f'"{name % n}":{entry}'.encode() for n in range(count)) + b"}")
+def entries(count: int, name: str = "t%d", entry: str = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}') -> bytes:
+    return file_of(b"{" + b",".join(f'"{name % n}":{entry}'.encode() for n in range(count)) + b"}", b"")
 
 
 def filled(start: bytes, unit: bytes, end: bytes) -> bytes:
@@ -86,7 +86,7 @@ FILES: dict[str, Callable[[], bytes]] = {
         b'{"a":1' + b',"t":{"dtype":"F32","shape":[],"data_offsets":[0,0]}' * 1_000_000 + b"}"
     ),
     "many tensors under a pen name": lambda: entries(
-        120_000, entry='{"dtype":"F32","shape":[],"data\\u005foffsets":[0,0]}'
+        120_000, entry='{"dtype":"F32","shape":[0],"data\\u005foffsets":[0,0]}'
     ),
     "100 000 tensors": lambda: entries(100_000),
     "two million members": lambda: filled(b'{"a":1,', b'"b":1,', b'"c":1}'),
@@ -97,6 +97,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "16 MB of white space": lambda: filled(b"{", b" ", b"}"),
     "16 MB of one word": lambda: filled(b'{"__metadata__":{"a":"', b"x", b'"}}'),
     "16 MB of wide characters": lambda: filled(b'{"__metadata__":{"a":"', "\U0001f680".encode(), b'"}}'),
+    "one wide character in 16 MB": lambda: filled(b'{"__metadata__":{"' + "\U0001f680".encode() + b'":"', b"x", b'"}}'),
     "16 MB of written wide characters": lambda: filled(b'{"__metadata__":{"a":"', b"\\ud83d\\ude80", b'"}}'),
     "16 MB of quotes": lambda: filled(b'{"__metadata__":{"a":"', b'\\"', b'"}}'),
     "two million metadata": lambda: filled(b'{"__metadata__":{', b'"":"",', b'"":""}}'),

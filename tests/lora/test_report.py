@@ -109,7 +109,9 @@ def test_what_is_left_out_is_loud(tmp_path: Path) -> None:
     assert report.warnings == (
         "3 of 36 tensors are not read: 2 (a normalisation layer (LyCORIS)), 1 (an embedding bundled in the file)",
     )
-    assert read_adapter(path).unread == report.unread
+    adapter = read_adapter(path)
+    assert adapter.unread == report.unread
+    assert adapter.notes[0].startswith("3 tensors of its file are not read: 2 (a normalisation")
 
 
 def test_layers_that_the_model_has_not_are_named(tmp_path: Path) -> None:

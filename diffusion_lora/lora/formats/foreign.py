@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 _TRANSFORMER = (
     r"(double_blocks|single_blocks|single_transformer_blocks|joint_blocks)[._]|^transformer\.|^lora_transformer_"
@@ -67,6 +68,11 @@ def describe(names: Iterable[str]) -> str | None:
 def of_a_transformer(names: Iterable[str]) -> bool:
     """Whether any name is a layer of a diffusion transformer, whatever else a file holds."""
     return any(re.search(_TRANSFORMER, name) for name in names)
+
+
+def by_reason(unread: Mapping[str, str]) -> str:
+    """What is left out, counted: "12 (a bias), 1 (an unknown name)"."""
+    return ", ".join(f"{count} ({reason})" for reason, count in Counter(unread.values()).most_common())
 
 
 def reason(name: str) -> str:
