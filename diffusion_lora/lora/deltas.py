@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from diffusion_lora.lora.dropout import LayerDropout
+from diffusion_lora.lora.formats.forms import magnitude_axis
 from diffusion_lora.lora.layer import Gate, LoraLayer, input_of
-from diffusion_lora.lora.magnitude import magnitude_axis, ratio
+from diffusion_lora.lora.magnitude import ratio
 from diffusion_lora.lora.weights import Full, LoHa, LoKr, LowRank, Weights
 
 
@@ -170,7 +171,7 @@ def prepare(weights: Weights, base: Tensor) -> Part:
         case Dense(weight):
             operator = Dense(weight.to(base.device, dtype))
     if weights.magnitude is not None:
-        axis = magnitude_axis(weights.magnitude, base)
+        axis = magnitude_axis(weights.magnitude.shape, base.shape)
         c = ratio(weights.magnitude, base.float() + weights.update().to(base.device).reshape(base.shape), axis)
         return Part(None, lambda gate: Decomposed(operator, lambda: c, axis, gate))
     if isinstance(operator, RankRows):

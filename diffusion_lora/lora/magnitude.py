@@ -17,11 +17,6 @@ from torch import Tensor
 _LEAST = torch.finfo(torch.float32).tiny
 
 
-def magnitude_axis(magnitude: Tensor, base: Tensor) -> int:
-    """0 for norms of rows (``[out]``, ``[out, 1, ...]``), 1 for norms of columns (``[1, in, ...]``)."""
-    return 0 if len(magnitude) == magnitude.numel() == base.shape[0] else 1
-
-
 def squares(weight: Tensor, axis: int) -> Tensor:
     """Sums of squares of the rows or columns of ``[out, in(, k, k)]``, fp32, ``[out]`` or ``[in]``."""
     return weight.float().square().sum([n for n in range(weight.ndim) if n != axis])

@@ -171,6 +171,14 @@ def _notes(config: TrainConfig, model: Model, cache: LatentCache) -> tuple[str, 
     bare = sum(not item.caption for item in cache.items)
     if bare:
         notes.append(f"{bare} of {len(cache.items)} pictures have no caption and are learned without one")
+    if config.lora.dora != "off":
+        others = "A1111 and InvokeAI know those of inputs" if config.lora.dora == "output" else "peft those of outputs"
+        notes.append(
+            f"DoRA with magnitudes of {config.lora.dora}s is not the same everywhere: {others} only, and diffusers reads "
+            "kohya's files with them as plain LoRAs"
+        )
+    if config.lora.initial == "pissa":
+        notes.append("the saved file has twice the rank: it takes the part of the base off that PiSSA started from")
     word = config.output.trigger_word
     if word and not any(word in item.caption for item in cache.items):
         notes.append(f"the trigger word {word!r} stands in no caption, so it will call up nothing")

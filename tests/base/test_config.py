@@ -31,11 +31,15 @@ def test_a_written_configuration_reads_back_the_same_with_every_odd_value() -> N
         "loss.min_snr_gamma=0",
         'output.comment=say "hi" \\ \x7f ünïcode',
         'lora.targets=["to_q$", "a\\\\.b"]',
+        'lora.rank_patterns={"a\\\\.b" = 4, mid_block = 8}',
+        "lora.blocks=[0, 1, 1]",
         'preview.prompts=["a", ""]',
         "optimizer.lr=1",
     )
     assert config.loss.min_snr_gamma is None
     assert config.lora.targets == ("to_q$", "a\\.b")
+    assert config.lora.rank_patterns == {"a\\.b": 4, "mid_block": 8}
+    assert config.lora.blocks == (0, 1, 1)
     assert parse(to_toml(config)) == config
 
 
@@ -70,6 +74,9 @@ def test_a_shipped_preset_is_complete_and_in_the_written_form(preset: str) -> No
         (MINIMAL, ("optimizer.name=sgd",), 'it must be one of "adamw8bit", "adamw"'),
         (MINIMAL, ("train.device=gpu",), 'train.device = "gpu" is not allowed: it must be a text (auto, cpu, cuda'),
         (MINIMAL, ("lora.targets=[]",), "lora.targets = [] is not allowed"),
+        (MINIMAL, ("lora.blocks=[0, 2]",), "a list, each item a text, or a list, each item one of 0, 1"),
+        (MINIMAL, ("lora.rank_patterns={x = 0}",), "a table { 'pattern' = value }, each value a whole number, at le"),
+        (MINIMAL, ("lora.dora=output", "lora.initial=pissa"), "exclude each other"),
         (MINIMAL, ("output.name=a/b",), 'output.name = "a/b" is not allowed'),
         (MINIMAL, ("rank=8",), "--set 'rank=8' is not of the form table.key=value"),
         (MINIMAL, ("lora.rank",), "is not of the form table.key=value"),

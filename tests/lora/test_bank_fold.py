@@ -17,14 +17,14 @@ MakeAdapter = Callable[..., Adapter]
 
 
 def every_form(components: Components, seed: int = 0) -> Adapter:
-    """A form for each layer of both components, in turn: LoRA, DoRA, LoHa, LoKr, full."""
+    """A form for every second layer of both components, in turn: LoRA, DoRA, LoHa, LoKr, full."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator) * 0.1
 
     layers: dict[str, Weights] = {}
-    for number, (key, site) in enumerate(find_sites(components).items()):
+    for number, (key, site) in enumerate(list(find_sites(components).items())[::2]):
         out, inputs, kernel = site.weight.shape[0], site.weight.shape[1], tuple(site.weight.shape[2:])
         flat = site.weight[0].numel()
         down, up = normal(2, inputs, *kernel), normal(out, 2, *(1 for _ in kernel))
@@ -91,9 +91,9 @@ def test_a_half_precision_base_is_rounded_once_and_keeps_its_layout(components: 
     exact = {key: before[key].float() + 0.5 * layer.delta(before[key]) for key, layer in adapter.layers.items()}
     bank.load("a", adapter)
     bank.fold({"a": 0.5})
-    for key, site in sites.items():
-        assert torch.equal(site.weight, exact[key].bfloat16())
-        assert site.weight.stride() == before[key].stride()
+    for key, weight in exact.items():
+        assert torch.equal(sites[key].weight, weight.bfloat16())
+        assert sites[key].weight.stride() == before[key].stride()
     bank.restore()
     assert all(torch.equal(site.weight, before[key]) for key, site in sites.items())
 
