@@ -174,8 +174,8 @@ def _notes(config: TrainConfig, model: Model, cache: LatentCache) -> tuple[str, 
     if config.lora.dora != "off":
         others = "A1111 and InvokeAI know those of inputs" if config.lora.dora == "output" else "peft those of outputs"
         notes.append(
-            f"DoRA with magnitudes of {config.lora.dora}s is not the same everywhere: {others} only, and diffusers reads "
-            "kohya's files with them as plain LoRAs"
+            f"DoRA with magnitudes of {config.lora.dora}s is not the same everywhere: {others} only, "
+            "and diffusers reads kohya's files with them as plain LoRAs"
         )
     if config.lora.initial == "pissa":
         notes.append("the saved file has twice the rank: it takes the part of the base off that PiSSA started from")
