@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
+from diffusion_lora.adapter_commands import app as adapter_app
 from diffusion_lora.errors import OutputError, PromptError, RunInterrupted, ServiceError, UserError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ app = typer.Typer(
 
 queue_app = typer.Typer(help="The runs that wait, run and are done.", invoke_without_command=True)
 app.add_typer(queue_app, name="queue")
+app.add_typer(adapter_app, name="adapter")
 
 _Workspace = Annotated[
     Path | None,
