@@ -231,7 +231,7 @@ def noise(path: Path) -> None:
         ("x.safetensors", torn, ("x.safetensors", "cut off")),
         ("x.safetensors", noise, ("not a safetensors file",)),
         ("x.safetensors", foreign, ("Stable Diffusion 1", "pocket")),
-        ("x.safetensors", unknown_layer, ("pocket", "layer_nobody_has")),
+        ("x.safetensors", unknown_layer, ("no Stable Diffusion", "layer_nobody_has")),
         ("x.safetensors", lambda path: path.mkdir(), ("is a folder",)),
     ],
 )

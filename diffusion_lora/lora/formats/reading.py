@@ -177,7 +177,7 @@ def _is_xl(header: Header, names: Mapping[str, Name]) -> bool:
 def _refuse(path: Path, names: list[str]) -> NoReturn:
     kind = foreign.describe(names)
     if kind is not None:
-        raise AdapterFileError(f"{path} is {kind}: it is not read")
+        raise AdapterFileError(f"{path} is {kind}: it is not read (its first tensor is {shown(names[0])})")
     if not names:
         raise AdapterFileError(f"{path} holds no tensors: download or export it again")
     raise AdapterFileError(
