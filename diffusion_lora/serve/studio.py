@@ -172,7 +172,8 @@ class Studio:
         from diffusion_lora.families.family import pick_device
 
         place = pick_device(self._asked_device)
-        name = f"CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        name = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
         if place.type == "cuda":
             name = torch.cuda.get_device_name(place)
             self._memory = lambda: torch.cuda.mem_get_info(place)
