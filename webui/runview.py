@@ -9,7 +9,7 @@ from html import escape
 from diffusion_lora.workspace import Workspace
 from webui.files import picture_url
 from webui.runs import Story
-from webui.words import count, duration, moment
+from webui.words import count, duration, moment, sentence
 
 _POINTS = 500
 _SMOOTHING = 0.025
@@ -99,7 +99,7 @@ def health(story: Story | None) -> str:
     lines += [trend] if trend else []
     lines += [("careful", problem) for problem in story.problems]
     lines += [("dim", note) for note in story.notes]
-    rows = "".join(f'<li><i class="dot {kind}"></i><span>{escape(_ended(text))}</span></li>' for kind, text in lines)
+    rows = "".join(f'<li><i class="dot {kind}"></i><span>{escape(sentence(text))}</span></li>' for kind, text in lines)
     return f'<span class="caption-title">Health</span><ul>{rows}</ul>'
 
 
@@ -168,10 +168,6 @@ def _trend(story: Story) -> tuple[str, str] | None:
     if last < 0.97 * first:
         return "good", f"The loss {'falls' if story.is_under_way else 'fell'}: {last:.3f}, from {first:.3f}."
     return "careful", f"The loss does not fall ({last:.3f}, from {first:.3f}): a higher learning rate may help."
-
-
-def _ended(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}{'' if text.rstrip().endswith(('.', '!', '?')) else '.'}"
 
 
 def _chosen(steps: list[int], there: set[int]) -> list[int]:

@@ -20,6 +20,7 @@ from diffusion_lora.errors import DatasetError, UserError
 from diffusion_lora.images import SUFFIXES, open_image
 from diffusion_lora.run import cannot_write, write_atomically
 from diffusion_lora.workspace import Workspace, check_name
+from webui.words import sentence
 
 _FIRST_OWN_SET = "my-pictures"
 NEW_SET = "+"
@@ -79,7 +80,7 @@ def open_set(folder: str) -> PictureSet:
     try:
         return PictureSet(path, tuple(scan_folder(path, captions_required=False)))
     except DatasetError as error:
-        return PictureSet(path, problem=f"{str(error)[:1].upper()}{str(error)[1:]}.")
+        return PictureSet(path, problem=sentence(str(error)))
     except OSError as error:
         return PictureSet(path, problem=f"{path} cannot be read: {error.strerror or error}")
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from diffusion_lora.generate.request import Request
 from diffusion_lora.generate.wire import Cancelled, DrawingEvent, Drawn, End, Failed, Preview, Queued, Step, Waiting
 from webui.desk import Sweep
-from webui.words import count, duration, moment
+from webui.words import count, duration, moment, sentence
 
 Phase = Literal["empty", "waiting", "drawing", "done", "cancelled", "failed"]
 PictureUrl = Callable[[str], str]
@@ -84,7 +84,7 @@ class Stage:
                 self._size = (request.width, request.height)
                 cell = self._cells[index]
                 cell.src, cell.name = self.url(path), PurePosixPath(path).name
-                self.notes += [sentence for note in notes if (sentence := _sentence(note)) not in self.notes]
+                self.notes += [told for note in notes if (told := sentence(note)) not in self.notes]
             case End(seconds=seconds, steps_per_s=pace):
                 self.phase = "done"
                 self._figures = f"{duration(seconds)}, {pace:.1f} steps/s, {_seeds(self.requests)}"
@@ -97,7 +97,7 @@ class Stage:
 
     def fail(self, text: str) -> None:
         """The drawing ended early, for this reason; pictures that are there stay."""
-        self.phase, self._text = "failed", _sentence(text)
+        self.phase, self._text = "failed", sentence(text)
         self._keep_pictures()
 
     def value(self) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def empty(lines: Sequence[str], examples: Sequence[str] = ()) -> dict[str, Any]:
 
 def trouble(text: str) -> dict[str, Any]:
     """One sentence that says what is wrong with what was asked; pictures on the stage stay."""
-    return {"phase": "failed", "keep": True, "text": _sentence(text)}
+    return {"phase": "failed", "keep": True, "text": sentence(text)}
 
 
 def earlier(picture: Path, request: Request, src: str, notes: Sequence[str] = ()) -> dict[str, Any]:
@@ -177,9 +177,3 @@ def earlier(picture: Path, request: Request, src: str, notes: Sequence[str] = ()
 def _seeds(requests: Sequence[Request]) -> str:
     first, last = requests[0].seed, requests[-1].seed
     return f"seed {first}" if first == last else f"seeds {first} to {last}"
-
-
-def _sentence(text: str) -> str:
-    """The library's clauses as sentences."""
-    text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

@@ -19,6 +19,7 @@ from diffusion_lora.workspace import Workspace
 from webui.context import Context
 from webui.engine import EngineStatus
 from webui.runs import Stories, Story
+from webui.words import sentence
 
 _LOOK_S = 1.0
 _SHORT_LIFE_S = 30.0
@@ -117,7 +118,7 @@ class _Keeper:
                 try:
                     self._ensure()
                 except UserError as error:
-                    self.trouble = f"{str(error)[:1].upper()}{str(error)[1:]}."
+                    self.trouble = sentence(str(error))
                     time.sleep(10 * _LOOK_S)
                 else:
                     was_there, born = True, time.monotonic()

@@ -1,4 +1,4 @@
-"""Numbers as a person says them: times, memory, dates. Nothing here knows what they are of."""
+"""Numbers and sentences as a person says them: times, memory, dates. Nothing here knows what they are of."""
 
 from __future__ import annotations
 
@@ -40,3 +40,11 @@ def moment(at: float) -> str:
 def count(number: int, noun: str) -> str:
     """ "1 picture", "2 pictures"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def sentence(text: str) -> str:
+    """A clause of the library as a sentence; a first word that is no plain word (the name of a file) stays as it is."""
+    text = text.strip()
+    first = text.split(maxsplit=1)[0].rstrip(",:") if text else ""
+    opened = text[:1].upper() + text[1:] if first.replace("'", "").isalpha() else text
+    return opened + ("" if text.endswith((".", "!", "?")) else ".")

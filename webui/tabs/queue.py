@@ -12,6 +12,7 @@ from webui import queueview
 from webui.context import Context, Links
 from webui.notices import tell, warn
 from webui.theme import asset
+from webui.words import sentence
 
 
 def queue_tab(context: Context, links: Links) -> None:
@@ -40,8 +41,7 @@ def queue_tab(context: Context, links: Links) -> None:
         try:
             acts[name](run)
         except UserError as error:
-            text = str(error)
-            warn(f"{text[:1].upper()}{text[1:]}.")
+            warn(sentence(str(error)))
         else:
             if name == "remove":
                 tell(f"{run} was removed; its folder lies in the workspace's trash.")

@@ -35,7 +35,7 @@ from webui.context import Context, Links
 from webui.notices import tell, warn
 from webui.runs import Story
 from webui.theme import asset
-from webui.words import count, duration
+from webui.words import count, duration, sentence
 
 _RANKS = (4, 8, 16, 32, 64)
 _COLUMNS = 6
@@ -253,7 +253,7 @@ def train_tab(context: Context, links: Links) -> None:
                 context.workspace, [Path(file) for file in files or []], sets.open_set(folder).folder
             )
         except UserError as error:
-            warn(_sentence(error))
+            warn(sentence(str(error)))
             return [gr.skip(), gr.skip()]
         finally:  # what Gradio had laid down for us
             for file in files or []:
@@ -298,7 +298,7 @@ def train_tab(context: Context, links: Links) -> None:
             Run.create(context.workspace.run_folder(run), config)
             context.queue.add(run)
         except UserError as error:
-            return [shown, setview.form_note(found, _sentence(error))]
+            return [shown, setview.form_note(found, sentence(str(error)))]
         links.watch.refresh()
         if run != str(values[3]).strip():
             tell(f"A run of that name is there already: this one is {run}.")
@@ -312,7 +312,7 @@ def train_tab(context: Context, links: Links) -> None:
             try:
                 text = words(context, Form(*values))
             except UserError as error:
-                return ["", setview.form_note(found, _sentence(error))]
+                return ["", setview.form_note(found, sentence(str(error)))]
             tell("Copied.")
             return [text, setview.form_note(found)]
 
@@ -333,7 +333,7 @@ def train_tab(context: Context, links: Links) -> None:
             try:
                 act(story.name)
             except UserError as error:
-                warn(_sentence(error))
+                warn(sentence(str(error)))
             else:
                 links.watch.refresh()
                 if told:
@@ -516,7 +516,7 @@ def _caption_saver(workspace: Workspace) -> Callable[[list[str]], dict[str, str]
         try:
             return {"folder": str(sets.save_caption(workspace, Path(folder), picture, caption)), "problem": ""}
         except UserError as error:
-            return {"folder": folder, "problem": _sentence(error)}
+            return {"folder": folder, "problem": sentence(str(error))}
 
     return save_caption
 
@@ -525,9 +525,3 @@ def _pace(story: Story | None, steps: float | None) -> str:
     if story is None or not story.seconds_a_step or not steps:
         return ""
     return setview.hint(f"about {duration(story.seconds_a_step * steps)} at the pace of {story.name}")
-
-
-def _sentence(error: UserError) -> str:
-    """As a sentence on the page: from a capital to a full stop."""
-    text = str(error)
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
