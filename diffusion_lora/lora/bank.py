@@ -91,11 +91,12 @@ class AdapterBank:
         self._parts[name] = {key: prepare(layer, self._sites[key].weight) for key, layer in adapter.layers.items()}
         self._loaded[name] = adapter
         self._restack(adapter.layers)
+        notes = [f"{name}: {note}" for note in adapter.notes]
         trained_on = adapter.metadata.get("ss_new_sd_model_hash", "")
         if self.base_hash and trained_on and trained_on != self.base_hash:
             made_on = adapter.metadata.get("ss_sd_model_name", "another checkpoint")
-            return (f"{name} was trained on {made_on}, a checkpoint other than this {self.family_name}",)
-        return ()
+            notes.append(f"{name} was trained on {made_on}, a checkpoint other than this {self.family_name}")
+        return tuple(notes)
 
     def add_trainable(
         self,

@@ -34,7 +34,7 @@ class Person:
         if trigger is not None:
             self.field("train-trigger").fill(trigger)
         if rank is not None:
-            self.page.locator(f"#train-rank input[value='{rank}']").check()
+            self.page.locator("#train-rank label").get_by_text(str(rank), exact=True).click()
         steps_field = self.field("train-steps")
         steps_field.fill(str(steps))
         steps_field.blur()
@@ -52,6 +52,25 @@ class Person:
             arg=[step, steps],
             timeout=PATIENCE_S * 1000,
         )
+
+    def choose_set(self, folder: Path) -> None:
+        """Type the path of a folder of pictures."""
+        field = self.page.locator("#train-dataset input")
+        field.fill(str(folder))
+        field.press("Enter")
+        field.blur()
+
+    def edit_captions(self) -> None:
+        self.page.locator("#train-thumbs [data-act=captions]").click()
+        expect(self.page.locator("#train-pictures textarea").first).to_be_visible()
+
+    def caption_of(self, picture: str) -> Locator:
+        """The field of a picture's caption."""
+        return self.page.locator(f"#train-pictures [data-picture='{picture}'] textarea")
+
+    def dataset_folder(self) -> str:
+        """Where the pictures that are shown lie."""
+        return self.page.locator("#train-pictures [data-folder]").get_attribute("data-folder") or ""
 
     # --- Generate ---
 
