@@ -253,7 +253,7 @@ def spectrum(
     from diffusion_lora.faces.adapter_tables import say, show_spectrum
 
     if png is not None:
-        _check_new(png)
+        _check_new(png, "--png")
 
     from diffusion_lora.lora.adapter import read_adapter
     from diffusion_lora.lora.spectrum import SHARES
@@ -399,10 +399,10 @@ def _learning_rate(metadata: Mapping[str, str]) -> float | None:
     return None
 
 
-def _check_new(out: Path) -> None:
+def _check_new(out: Path, option: str = "--out") -> None:
     """Say that a place is taken before minutes are spent on what should go there. Raises OutputError."""
     if out.exists():
-        raise OutputError(f"{out} exists already: name another file with --out")
+        raise OutputError(f"{out} exists already: name another place with {option}")
     for place in out.absolute().parents:
         if place.exists():
             if not place.is_dir():

@@ -143,7 +143,15 @@ def merge(
             "ties": partial(_ties_of, terms, density),
             "dare": partial(_dare_of, terms, density, seed),
         }
-        layers, losses = _cut_down(terms, shapes, sums[how], cut, dtype)
+        bounds = {key: min(shape[0], math.prod(shape[1:])) for key, shape in shapes.items()}
+        if how == "svd":
+            bounds = {key: min(bound, _ranks_together(terms, key)) for key, bound in bounds.items()}
+        parts = {
+            key: Part(shape, bounds[key], partial(_values_at, sums[how], key), partial(_svd_at, sums[how], key))
+            for key, shape in shapes.items()
+        }
+        ranks = choose_ranks(parts, cut or Cut(rank=_largest_rank(terms)))
+        layers, losses = make_plain(parts, ranks, dtype, {})
     sources = [(f"{term.name}:{term.strength:g}", term.adapter.metadata) for term in terms]
     metadata = lineage.of_merged(sources, form_of(layers), how)
     notes = (*_base_notes(terms), *_absence_notes(terms), *_bias_notes([term.adapter for term in terms]))
@@ -194,7 +202,7 @@ def _side_by_side(
 
 
 def _joined(key: str, terms: Sequence[Term]) -> Delta:
-    """All rank rows of a layer. AdapterFileError when a term has none there."""
+    """All rank rows of a layer, one of zeros if it has none. AdapterFileError for a form without thin factors."""
     found = []
     for term in terms:
         if (layer := term.adapter.layers.get(key)) is None:
@@ -206,7 +214,8 @@ def _joined(key: str, terms: Sequence[Term]) -> Delta:
                 "which cuts it to a rank and tells what is lost"
             )
         found.append(delta.times(term.strength_of(key)))
-    return Delta(torch.cat([d.u for d in found if d.u is not None], 1), torch.cat([d.v for d in found]))
+    u, v = torch.cat([delta.u for delta in found if delta.u is not None], 1), torch.cat([delta.v for delta in found])
+    return Delta(u, v) if len(v) else Delta(u.new_zeros(len(u), 1), v.new_zeros(1, v.shape[1]))
 
 
 def _factor_by_factor(
@@ -247,19 +256,9 @@ def _plain(term: Term, key: str) -> LowRank:
             )
 
 
-def _cut_down(
-    terms: Sequence[Term],
-    shapes: Mapping[str, tuple[int, ...]],
-    sum_of: Callable[[str], Delta],
-    cut: Cut | None,
-    dtype: torch.dtype,
-) -> tuple[dict[str, LowRank], list[LayerLoss]]:
-    cut = cut or Cut(rank=_largest_rank(terms))
-    parts = {}
-    for key, shape in shapes.items():
-        bound = min(shape[0], math.prod(shape[1:]))
-        parts[key] = Part(shape, bound, partial(_values_at, sum_of, key), partial(_svd_at, sum_of, key))
-    return make_plain(parts, choose_ranks(parts, cut), dtype, {})
+def _ranks_together(terms: Sequence[Term], key: str) -> int:
+    """A rank that the sum cannot exceed."""
+    return sum(rank_bound(term.adapter.layers[key]) for term in terms if key in term.adapter.layers)
 
 
 def _largest_rank(terms: Sequence[Term]) -> int:

@@ -222,12 +222,11 @@ def _write_folder(checkpoint: Checkpoint, out: Path, write: Callable[[Path, IO[b
     """A copy of the folder with the weight files rewritten; pickles and other files' weights stay behind."""
     with _written(out) as temporary:
         temporary.mkdir()
-        weights = {file.resolve() for file in checkpoint.headers}
         for entry in sorted(checkpoint.path.rglob("*")):
             place = temporary / entry.relative_to(checkpoint.path)
             if entry.is_dir():
                 place.mkdir(parents=True, exist_ok=True)
-            elif entry.resolve() in weights:
+            elif entry in checkpoint.headers:
                 with place.open("wb") as target:
                     write(entry, target)
             elif entry.suffix not in _PICKLES and not _is_stale(entry, checkpoint):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from diffusion_lora.errors import AdapterFileError, ConfigError
 from diffusion_lora.lora.adapter import Adapter
 from diffusion_lora.lora.algebra import Term, merge, resize
+from diffusion_lora.lora.bank import AdapterBank
 from diffusion_lora.lora.factors import delta_of, difference, factors_of, norm, rank_bound, singular_values, svd, svd_of
 from diffusion_lora.lora.plain import Cut
 from diffusion_lora.lora.sparse import dare, ties
@@ -40,6 +41,7 @@ def layers_of_every_form(seed: int = 0) -> dict[str, Weights]:
         "unet.wide_lora": LowRank(random(40, 24), random(32, 40), 40.0),
         "unet.full": Full(random(32, 12, 3, 3)),
         "unet.nothing": LowRank(random(2, 24), torch.zeros(32, 2), 2.0),
+        "unet.lokr_nothing": LoKr(torch.zeros(4, 3), (random(8, 2), random(2, 8)), 2.0),
     }
 
 
@@ -181,6 +183,24 @@ def test_concat_equals_the_stack() -> None:
     assert distance(result.adapter, stack) < 1e-6
     assert result.error < 1e-6
     assert "b has no part in 1 of" in " ".join(result.notes)
+
+
+def test_concat_draws_what_the_stack_draws(components: dict[str, nn.Module], make_adapter: MakeAdapter) -> None:
+    """The merged file at strength 1 against its two parts at their strengths behind one gate."""
+    a, b = (make_adapter(components, rank=3 + seed, targets="wide", seed=seed, size=0.1) for seed in (0, 1))
+    bank = AdapterBank(components, "tiny")
+    for name, one in (("a", a), ("b", b), ("ab", merge([Term(a, 0.8, "a"), Term(b, -0.5, "b")], "concat").adapter)):
+        bank.load(name, one)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def draw(mix: dict[str, float]) -> Tensor:
+        with torch.no_grad(), bank.mix(mix):
+            text = components["te"](torch.arange(18).view(2, 9)).last_hidden_state
+            return components["unet"](latents, torch.tensor([500, 500]), text).sample
+
+    base, stacked, merged = draw({}), draw({"a": 0.8, "b": -0.5}), draw({"ab": 1.0})
+    assert float((stacked - base).abs().max()) > 0.1
+    assert float((stacked - merged).abs().max()) < 1e-5 * float((stacked - base).abs().max())
 
 
 def test_concat_keeps_every_bit_of_what_it_need_not_scale(
