@@ -273,13 +273,14 @@ def _stack_of(terms: Sequence[Term], key: str) -> Delta:
 
 
 def _ties_of(terms: Sequence[Term], density: float, key: str) -> Delta:
-    return Delta(None, ties([delta.matrix() for term in terms if (delta := term.delta(key)) is not None], density))
+    deltas = [delta for term in terms if (delta := term.delta(key)) is not None]
+    return Delta(None, ties([delta.matrix().float() for delta in deltas], density).double())
 
 
 def _dare_of(terms: Sequence[Term], density: float, seed: int, key: str) -> Delta:
     places = [(index, delta) for index, term in enumerate(terms) if (delta := term.delta(key)) is not None]
     generators = [_generator(seed, key, index) for index, _ in places]
-    return Delta(None, dare([delta.matrix() for _, delta in places], density, generators))
+    return Delta(None, dare([delta.matrix().float() for _, delta in places], density, generators).double())
 
 
 def _values_at(sum_of: Callable[[str], Delta], key: str) -> Tensor:

@@ -16,15 +16,14 @@ from torch import Tensor
 
 
 def trim(matrix: Tensor, density: float) -> Tensor:
-    """All but the entries of largest magnitude set to zero; `density` is the share that stays (TIES, step 1)."""
-    kept = int(density * matrix.numel())
-    if kept >= matrix.numel():
+    """All but the entries of largest magnitude set to zero; `density` is the share that stays, at least one entry, and
+    more where entries are equal (TIES, step 1)."""
+    kept = max(1, int(density * matrix.numel()))
+    if kept == matrix.numel():
         return matrix
-    trimmed = torch.zeros_like(matrix)
-    if kept:
-        places = matrix.abs().flatten().topk(kept).indices
-        trimmed.view(-1)[places] = matrix.flatten()[places]
-    return trimmed
+    sizes = matrix.abs()
+    smallest = sizes.flatten().kthvalue(matrix.numel() - kept + 1).values
+    return torch.where(sizes >= smallest, matrix, 0.0)
 
 
 def ties(matrices: Sequence[Tensor], density: float) -> Tensor:

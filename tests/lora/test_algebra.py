@@ -338,6 +338,7 @@ def test_ties_drops_small_entries_and_outvoted_signs() -> None:
     a, b = torch.tensor([[4.0, 0.1, -3.0]]), torch.tensor([[2.0, 5.0, 1.0]])
     assert ties([a, b], 0.67).tolist() == [[3.0, 5.0, -3.0]]
     torch.testing.assert_close(ties([a, b], 1.0), torch.tensor([[3.0, 2.55, -3.0]]))
+    assert ties([torch.ones(2, 2)], 0.5).tolist() == [[1.0, 1.0], [1.0, 1.0]], "equal entries share one fate"
 
 
 def test_dare_keeps_the_expectation_and_depends_on_the_seed_alone() -> None:
