@@ -1,7 +1,7 @@
 """diffusion-lora: train LoRAs for diffusion models and mix them freely.
 
 The import rule. A room may import, directly or through others, only what its line names; `scripts/lint` holds it.
-Base = config, run, events, inbox, workspace, processes, device_lock, images, errors, layouts: no torch.
+Base = config, run, events, inbox, workspace, processes, device_lock, images, errors, layouts, prompt: no torch.
 
     base                     nothing but base
     jobs                     base
@@ -20,7 +20,8 @@ this file and the `__init__` of every room import nothing: `diffusion-lora --hel
 loaded.
 
 Third parties have walls: diffusers only in families and generate, transformers only in families, bitsandbytes only in
-train.optimizers, gradio only in webui, sqlite3 only in jobs.store, subprocess only in jobs.launch, peft nowhere.
+train.optimizers, gradio only in webui, sqlite3 only in jobs.store, subprocess only in jobs.launch, lark only in prompt,
+peft nowhere.
 Nothing runs at import.
 """
 

@@ -9,12 +9,16 @@
     │   └── RunInterrupted      Ctrl-C or SIGTERM: everything is saved, the sentence says how to go on
     ├── OutputError            a place that cannot be written: below a file, no permission, disk full
     ├── PromptError            a prompt or a request for a picture
+    │   └── PromptSyntaxError   a place in a prompt that has no meaning; it knows the place
     ├── DeviceError            a device that is not there, or lacks what was asked of it
     └── ServiceError           the page, the engine or the worker: an address, a port, a process that does not start
 
 `str(error)` is the sentence; there is nothing else to format. Anything that is not a `UserError` is a bug and keeps its
 traceback.
 """
+
+
+_SHOWN_CHARS = 20  # of a prompt, on either side of a mistake
 
 
 class UserError(Exception):
@@ -51,6 +55,15 @@ class OutputError(UserError):
 
 class PromptError(UserError):
     """A prompt or picture request that cannot be carried out."""
+
+
+class PromptSyntaxError(PromptError):
+    """A place in a prompt that has no meaning: `at` counts characters from 0; the sentence shows what stands there."""
+
+    def __init__(self, problem: str, prompt: str, at: int) -> None:
+        before, after = prompt[max(0, at - _SHOWN_CHARS) : at], prompt[at : at + _SHOWN_CHARS]
+        super().__init__(f"in the prompt, at character {at + 1} (`{before}▸{after}`): {problem}")
+        self.at = at
 
 
 class DeviceError(UserError):

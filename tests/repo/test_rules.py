@@ -18,7 +18,7 @@ TORCH_FREE = (
     "config", "run", "events", "images", "errors", "workspace", "inbox", "processes", "device_lock", "layouts.layout",
     "data.folder", "lora.header", "lora.formats.kohya", "lora.card", "generate.request", "generate.infotext",
     "generate.wire", "families.pocket.words", "faces.page", "faces.progress", "jobs.store", "jobs.worker",
-    "jobs.launch", "cli",
+    "jobs.launch", "cli", "prompt.chunks", "prompt.tags", "prompt.wildcards",
 )  # fmt: skip
 
 
