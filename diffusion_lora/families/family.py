@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from diffusion_lora.errors import BaseModelError
-from diffusion_lora.families import sd
+from diffusion_lora.families.assemble import load
 from diffusion_lora.families.device import pick_device
-from diffusion_lora.families.model import Conditioning, Family, Model
-from diffusion_lora.families.source import locate
+from diffusion_lora.families.model import Conditioning, Family, Model, Sizes
 
 __all__ = [
     "Conditioning",
     "Family",
     "Model",
+    "Sizes",
     "decode",
     "encode_image",
     "encode_text",
@@ -30,13 +30,17 @@ __all__ = [
     "pick_device",
     "predict",
     "tokens",
+    "with_sizes",
 ]
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def load_base(base: str, *, device: str = "auto", dtype: str = "auto", revision: str | None = None) -> Model:
-    """Load a base: `pocket`, a diffusers folder, or a hub id (from the hub's cache, or fetched into it once).
+def load_base(
+    base: str, *, device: str = "auto", dtype: str = "auto", revision: str | None = None, vae: str | None = None
+) -> Model:
+    """Load a base: `pocket`, a diffusers folder, a single checkpoint file, or a hub id (from the hub's cache, or
+    fetched into it once). `vae`, a file, folder or hub id, takes the place of its own autoencoder.
 
     `dtype` is fp32, fp16, bf16 or auto: fp16 on CUDA, fp32 elsewhere. Raises BaseModelError when there is no such base,
     it is out of reach, incomplete or of an architecture that is not served, DeviceError when the device is not there.
@@ -45,7 +49,7 @@ def load_base(base: str, *, device: str = "auto", dtype: str = "auto", revision:
     if dtype not in (*_DTYPES, "auto"):
         raise BaseModelError(f"the dtype {dtype!r} of the base is unknown; say auto, {', '.join(_DTYPES)}")
     chosen = _DTYPES["fp16" if place.type == "cuda" else "fp32"] if dtype == "auto" else _DTYPES[dtype]
-    return sd.load(locate(base, revision), place, chosen)
+    return load(base, revision, vae, place, chosen)
 
 
 def encode_text(model: Model, prompts: Sequence[str]) -> Conditioning:
@@ -74,3 +78,11 @@ def predict(model: Model, noisy: Tensor, timesteps: Tensor, cond: Conditioning) 
 def tokens(model: Model, prompt: str) -> int:
     """How many tokens a prompt has; the base reads the first `model.max_tokens` of them."""
     return model.family.tokens(model, prompt)
+
+
+def with_sizes(model: Model, cond: Conditioning, sizes: Sequence[Sizes]) -> Conditioning:
+    """The conditioning with what the base wants to know of each row's size; unchanged where it wants nothing.
+
+    Without it a base that wants sizes takes the picture for whole and of the size that is drawn.
+    """
+    return model.family.with_sizes(model, cond, sizes)

@@ -5,7 +5,7 @@ Not here: how a family loads and runs (`sd.py`), and where a base is looked for 
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -41,6 +41,16 @@ class Conditioning:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """What XL is told of a picture beside its text, each as (height, width) in pixels: the size it once had, how much
+    was cut off above and to the left, the size it has now (Podell et al. 2023, sections 2.2 and 2.3)."""
+
+    original_px: tuple[int, int]
+    cut_px: tuple[int, int]
+    target_px: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Family:
     """The verbs of one architecture. `Model` passes itself; shapes are told where the functions stand (`family.py`)."""
 
@@ -50,16 +60,17 @@ class Family:
     decode: Callable[["Model", Tensor], Tensor]
     predict: Callable[["Model", Tensor, Tensor, Conditioning], Tensor]
     tokens: Callable[["Model", str], int]
+    with_sizes: Callable[["Model", Conditioning, Sequence[Sizes]], Conditioning]
 
 
 @dataclass(eq=False)
 class Model:
     """A base model in memory, frozen and in eval mode.
 
-    `dtype` is that of the UNet and the text encoders; the autoencoder stays in fp32, where half precision overflows on
-    some models and then gives black pictures. `source` is what was asked for, `folder` where it was found. `size_px` is
-    the side of the pictures the base was trained on, `vae_factor` the pixels to a latent along each side, `max_tokens`
-    what the text encoder reads of a prompt, its start and end marks apart.
+    `dtype` is that of the UNet and the text encoders; the autoencoder has its own (`vae`). `source` is what was asked
+    for, `folder` where it was found, `file` the checkpoint if it is one. `size_px` is the side of the pictures the base
+    was trained on, `vae_factor` the pixels to a latent along each side, `max_tokens` what the text encoder
+    reads of a prompt, its start and end marks apart. `notes` are sentences for the person, more of which may come.
     """
 
     family: Family
@@ -78,6 +89,19 @@ class Model:
     vae_factor: int
     latent_channels: int
     max_tokens: int
+    zero_empty_prompt: bool = False
+    file: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """What the base is, in words: "Stable Diffusion XL, v-prediction, zero terminal SNR"."""
+        words = [self.layout.title]
+        if self.scheduler_config.get("prediction_type") == "v_prediction":
+            words.append("v-prediction")
+        if self.scheduler_config.get("rescale_betas_zero_snr"):
+            words.append("zero terminal SNR")
+        return ", ".join(words)
 
     @property
     def components(self) -> dict[str, nn.Module]:
@@ -90,11 +114,13 @@ class Model:
 
     @cached_property
     def weights_hash(self) -> str:
-        """SHA-256, in hex, of the UNet's weight files, one after the other: the base's identity in files and pictures.
+        """SHA-256, in hex: the base's identity in files and pictures.
 
-        Read when first asked for. A file in the hub's cache is named by this very hash, so nothing is read there.
+        Of a single file, all of it: the number by which sites list it and whose first ten digits A1111 calls the model
+        hash. Of a folder, its UNet's weight files, one after the other. Read when first asked for. A file in the hub's
+        cache is named by this very hash, so nothing is read there.
         """
-        files = sorted((self.folder / "unet").glob("*.safetensors"))
+        files = [self.file] if self.file else sorted((self.folder / "unet").glob("*.safetensors"))
         if len(files) == 1 and len(blob := files[0].resolve().name) == 64 and set(blob) <= set("0123456789abcdef"):
             return blob
         digest = hashlib.sha256()

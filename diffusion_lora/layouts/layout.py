@@ -7,14 +7,18 @@ with another width is served too, under the name `sd-<width>`.
 Not here: code that loads or runs a model (`families/`), and key names of LoRA files (`lora/formats/`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Architecture = Literal["sd", "sdxl"]
 
 
 @dataclass(frozen=True)
 class Layout:
     """The facts of one family.
 
-    `modelspec` is the architecture id of modelspec 1.0.1 (a LoRA's own is this plus `/lora`); `kohya_base` and
+    `architecture` says which parts it has: one text encoder, or two with a pooled output, sizes and
+    crops. `modelspec` is the architecture id of modelspec 1.0.1 (a LoRA's own is this plus `/lora`); `kohya_base` and
     `kohya_v2` are what sd-scripts writes as `ss_base_model_version` and `ss_v2`.
     """
 
@@ -24,10 +28,9 @@ class Layout:
     modelspec: str
     kohya_base: str
     kohya_v2: bool = False
-    latent_channels: int = 4
     size_px: int = 512
     guidance_scale: float = 7.0
-    served: bool = True
+    architecture: Architecture = "sd"
 
 
 POCKET = Layout(
@@ -61,7 +64,8 @@ SDXL = Layout(
     modelspec="stable-diffusion-xl-v1-base",
     kohya_base="sdxl_base_v1-0",
     size_px=1024,
-    served=False,
+    guidance_scale=5.0,
+    architecture="sdxl",
 )
 LAYOUTS = (POCKET, SD15, SD2, SDXL)
 
@@ -78,6 +82,26 @@ def layout_of_width(cross_attention_width: int) -> Layout:
         modelspec=f"stable-diffusion-{cross_attention_width}",
         kohya_base=f"sd_{cross_attention_width}",
     )
+
+
+def layout_of_base(architecture: Architecture, cross_attention_width: int, prediction: str = "epsilon") -> Layout:
+    """The family of a base: as `layout_of_width`, but what has XL's parts is an XL of whatever width.
+
+    A base that predicts velocity gets the ids that sd-scripts gives what is trained on one.
+    """
+    layout = layout_of_width(cross_attention_width)
+    if layout.architecture != architecture:
+        like = SDXL if architecture == "sdxl" else SD15
+        layout = replace(
+            like,
+            name=f"{architecture}-{cross_attention_width}",
+            title=f"a {like.title.removesuffix(' 1')} of width {cross_attention_width}",
+            cross_attention_width=cross_attention_width,
+        )
+    if prediction == "v_prediction" and architecture == "sd":
+        v_modelspec = "stable-diffusion-v2-768-v" if layout is SD2 else layout.modelspec
+        return replace(layout, modelspec=v_modelspec, kohya_base=f"{layout.kohya_base}_v")
+    return layout
 
 
 def layout_named(name: str) -> Layout | None:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from diffusion_lora.config import TrainConfig
-from diffusion_lora.layouts.layout import Layout
+from diffusion_lora.layouts.layout import LAYOUTS, Layout
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,13 @@ def completed(
         "ss_network_args": json.dumps({} if plain else {"algo": kinds[0].lower()}),
     }
     complete = known | dict(metadata)
-    if layout is not None:
+    if layout in LAYOUTS:
         base = complete.get("ss_base_model_version", "")
         if not base or base.startswith("sdxl") != layout.kohya_base.startswith("sdxl"):
             complete["ss_base_model_version"] = layout.kohya_base
         complete["ss_v2"] = str(layout.kohya_v2)
+    elif layout is not None:  # a width that nobody else has says nothing against what the trainer wrote
+        complete = {"ss_base_model_version": layout.kohya_base, "ss_v2": str(layout.kohya_v2)} | complete
     return complete
 
 

@@ -1,6 +1,8 @@
 """Real, tiny Stable Diffusion folders with random weights, as diffusers itself saves them."""
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,29 @@ import torch
 
 # Before the hub library is imported: no test asks the network, whatever the machine allows.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a miniature of a family ("sd15", "sd2-v", ...), made when first asked for."""
+    from diffusion_lora.families.quiet import quiet
+    from tests.families.miniatures import write_folder
+
+    parent = tmp_path_factory.mktemp("miniatures")
+    quiet()
+    return cache(lambda kind: write_folder(parent, kind))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(miniature: Callable[[str], Path]) -> Callable[[str], Path]:
+    """The same miniature as a single file in the original naming, a tokenizer beside it."""
+    from tests.families.miniatures import write_checkpoint
+
+    def write(kind: str) -> Path:
+        folder = miniature(kind)
+        return write_checkpoint(folder, folder.parent / "files" / f"{kind}.safetensors")
+
+    return cache(write)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from diffusion_lora.errors import BaseModelError, DeviceError
 from diffusion_lora.families.family import load_base, pick_device
-from diffusion_lora.families.source import locate, needed_files
+from diffusion_lora.families.hub import needed_files
+from diffusion_lora.families.source import locate
 
 
 @pytest.fixture
@@ -105,11 +106,11 @@ def test_a_base_that_is_nowhere_says_what_to_give(base: str) -> None:
         locate(base)
 
 
-def test_a_single_file_is_refused(tmp_path: Path) -> None:
+def test_a_pickled_checkpoint_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.ckpt"
-    file.write_bytes(b"x")
-    with pytest.raises(BaseModelError, match="single file"):
-        locate(str(file))
+    file.write_bytes(b"PK\x03\x04 and so on")
+    with pytest.raises(BaseModelError, match="is a pickle, which can run any program"):
+        load_base(str(file), device="cpu")
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
