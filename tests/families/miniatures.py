@@ -100,7 +100,9 @@ def make_models(family: str, side_px: int = SIDE_PX) -> dict[str, nn.Module]:
     if isinstance(unet["attention_head_dim"], list):
         unet["attention_head_dim"] = [1] * levels
     if family == "sdxl":
-        unet |= {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 6 * 8 + widths.text["te2"]}
+        # Of the ten blocks of the lowest level three: the others differ in their number alone, and cost time.
+        unet |= {"transformer_layers_per_block": [1, 2, 3], "addition_time_embed_dim": 8}
+        unet |= {"projection_class_embeddings_input_dim": 6 * 8 + widths.text["te2"]}
     torch.manual_seed(0)
     models: dict[str, nn.Module] = {
         "unet": UNet2DConditionModel(**unet),

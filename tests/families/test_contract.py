@@ -33,7 +33,7 @@ def base(request: pytest.FixtureRequest, miniature: Callable[[str], Path], check
     return "pocket" if kind == "pocket" else str(checkpoint(kind) if file else miniature(kind))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(base: str) -> Model:
     return load_base(base, device="cpu")
 
@@ -67,6 +67,7 @@ def test_a_fresh_adapter_changes_no_bit(model: Model) -> None:
         with bank.mix({"new": 1.0}):
             after = encode_text(model, PROMPTS)
             assert torch.equal(answer(model, after), plain)
+        bank.unload("new")
     assert all(torch.equal(tensor, before.tensors[name]) for name, tensor in after.tensors.items())
 
 
@@ -103,10 +104,9 @@ def config(base: str, tmp_path: Path) -> TrainConfig:
     return parse_train_config(text, source="test")
 
 
-def test_a_few_steps_lower_the_loss_and_the_file_draws(base: str, config: TrainConfig, tmp_path: Path) -> None:
+def test_a_few_steps_lower_the_loss_and_the_file_draws(model: Model, config: TrainConfig, tmp_path: Path) -> None:
     file = train(Run.create(tmp_path / "run", config), config)
     adapter = read_adapter(file)
-    model = load_base(base, device="cpu")
     assert set(adapter.components) == set(model.components), "UNet and every text encoder are trained"
     assert adapter.metadata["ss_base_model_version"] == model.layout.kohya_base
     assert adapter.metadata["ss_new_sd_model_hash"] == model.weights_hash
