@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -28,6 +27,7 @@ from diffusion_lora.lora.formats.forms import ALPHA, MAGNITUDE
 from diffusion_lora.lora.formats.reading import LayerNames, cross_attention_width, layout_of, read_names
 from diffusion_lora.lora.header import read_header, shown, with_metadata
 from diffusion_lora.lora.metadata import completed
+from diffusion_lora.lora.tensors import read_tensors
 from diffusion_lora.lora.weights import AdapterLayer, Full, LoHa, LoKr, LowRank, Weights, from_tensors
 from diffusion_lora.run import write_atomically
 
@@ -178,11 +178,7 @@ def _read_file(path: Path, finite: bool, config: peft.Settings | None) -> Adapte
     header = read_header(path)
     reading = read_names(header, config)
     wanted = {name for layer in reading.layers.values() for name in layer.tensors.values()}
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in header.tensors if name in wanted}
-    except (safetensors.SafetensorError, OSError, KeyError) as error:
-        raise AdapterFileError(f"{path} cannot be read as safetensors ({error}): download or copy it again") from None
+    tensors = read_tensors(header, wanted)
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or (finite and not _is_finite(tensor)):
             raise AdapterFileError(f"{path} is damaged: {shown(name)} holds values that are not finite numbers")

@@ -164,7 +164,7 @@ def _write_file(
     with source.open("rb") as original:
         for name, info in sorted(header.tensors.items(), key=lambda entry: entry[1].start):
             if name in touched:
-                changed = _changed(source, name, touched[name], terms, folding)
+                changed = _changed(header, name, touched[name], terms, folding)
                 target.write(changed.contiguous().view(torch.uint8).numpy().data)
             else:
                 original.seek(header.data_start + info.start)
@@ -179,9 +179,9 @@ def _write_file(
 
 
 def _changed(
-    source: Path, name: str, places: Sequence[tuple[str, Place]], terms: Sequence[Term], folding: Folding
+    header: Header, name: str, places: Sequence[tuple[str, Place]], terms: Sequence[Term], folding: Folding
 ) -> Tensor:
-    tensor = read_tensor(source, name).clone()
+    tensor = read_tensor(header, name)
     for key, place in places:
         base = tensor[place.rows].float()
         change = torch.zeros_like(base)

@@ -16,13 +16,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
 import torch
 from torch import Tensor
 
 from diffusion_lora.errors import AdapterFileError, BaseModelError
 from diffusion_lora.lora.formats import paths
 from diffusion_lora.lora.header import Header, TensorInfo, read_header
+from diffusion_lora.lora.tensors import read_tensors
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -82,7 +82,7 @@ class Checkpoint:
             raise BaseModelError(
                 f"{place.file} holds {place.tensor} as {place.dtype}, which cannot be added to: take fp16, bf16 or fp32"
             )
-        return read_tensor(place.file, place.tensor)[place.rows]
+        return read_tensor(self.headers[place.file], place.tensor)[place.rows]
 
     @property
     def others(self) -> Iterator[tuple[Path, str]]:
@@ -116,13 +116,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, weights, {key: place for key, place in biases.items() if key in weights}, headers)
 
 
-def read_tensor(file: Path, name: str) -> Tensor:
-    """One tensor of a file. BaseModelError when it cannot be read any more."""
+def read_tensor(header: Header, name: str) -> Tensor:
+    """One tensor of the file that a header is of. BaseModelError when it cannot be read any more."""
     try:
-        with safetensors.safe_open(file, "pt") as opened:
-            return opened.get_tensor(name)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise BaseModelError(f"{file} cannot be read as safetensors ({error}): download or copy it again") from None
+        return read_tensors(header, [name])[name]
+    except AdapterFileError as error:
+        raise BaseModelError(str(error)) from None
 
 
 def _header(file: Path) -> Header:

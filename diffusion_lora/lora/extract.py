@@ -116,7 +116,7 @@ def _moved_others(tuned: Checkpoint, base: Checkpoint) -> list[str]:
         twin = places.get(_place_of(tuned, file, name))
         if twin is None or tuned.headers[file].tensors[name].dtype not in DTYPES:  # position_ids and the like
             continue
-        one, other = read_tensor(file, name), read_tensor(twin, name)
+        one, other = read_tensor(tuned.headers[file], name), read_tensor(base.headers[twin], name)
         if one.shape != other.shape or not torch.equal(one.float(), other.float()):
             moved.append(name)
     return moved
