@@ -18,6 +18,7 @@ from typer.exceptions import TyperException
 
 from diffusion_lora.adapter_commands import app as adapter_app
 from diffusion_lora.errors import OutputError, PromptError, RunInterrupted, ServiceError, UserError
+from diffusion_lora.workspace_commands import app as workspace_app
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,6 +45,7 @@ app = typer.Typer(
 queue_app = typer.Typer(help="The runs that wait, run and are done.", invoke_without_command=True)
 app.add_typer(queue_app, name="queue")
 app.add_typer(adapter_app, name="adapter")
+app.add_typer(workspace_app, name="workspace")
 
 _Workspace = Annotated[
     Path | None,

@@ -7,6 +7,7 @@
     ├── BaseModelError         the base model: unknown name, incomplete folder, no network
     ├── RunError               a run folder, its checkpoints, a training that cannot go on
     │   └── RunInterrupted      Ctrl-C or SIGTERM: everything is saved, the sentence says how to go on
+    ├── WorkspaceError         an adopted folder, a name that is found nowhere or twice, notes beside a model
     ├── OutputError            a place that cannot be written: below a file, no permission, disk full
     ├── PromptError            a prompt or a request for a picture
     │   └── PromptSyntaxError   a place in a prompt that has no meaning; it knows the place
@@ -47,6 +48,10 @@ class RunError(UserError):
 
 class RunInterrupted(RunError):  # noqa: N818 -- an end that was asked for is no error
     """The run was asked to stop; its state is saved and the sentence names the command that goes on."""
+
+
+class WorkspaceError(UserError):
+    """A folder that cannot be adopted, a name that is found nowhere or twice, notes that cannot be kept."""
 
 
 class OutputError(UserError):
