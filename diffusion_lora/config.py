@@ -116,6 +116,14 @@ class LoraTable(Table):
     dropout: Fraction = Field(default=0.0, description="share of single numbers left out between down and up")
     rank_dropout: Fraction = Field(default=0.0, description="share of ranks left out, for each picture")
     module_dropout: Fraction = Field(default=0.0, description="share of layers trained without, for each picture")
+    adaptive_rank: int = Field(
+        default=0,
+        ge=0,
+        description="start every layer with this rank and prune to lora.rank on average, by importance; 0 = off",
+    )
+    adaptive_span: tuple[Fraction, Fraction] = Field(
+        default=(0.1, 0.6), description="share of the steps at which that pruning begins, and at which it ends"
+    )
 
 
 class TrainTable(Table):
@@ -245,6 +253,7 @@ def parse_train_config(
         raise ConfigError(f"{source}: optimizer.lr and optimizer.text_lr leave nothing to train: set one above 0")
     if config.lora.dora != "off" and config.lora.initial == "pissa":
         raise ConfigError(f'{source}: lora.dora and lora.initial = "pissa" exclude each other: choose one of them')
+    _check_adaptive(config.lora, source)
     dataset_path = resolve_path(config.dataset.path, beside)
     base = config.model.base if config.model.base == "pocket" else resolve_path(config.model.base, beside)
     return config.model_copy(
@@ -253,6 +262,21 @@ def parse_train_config(
             "model": config.model.model_copy(update={"base": str(base or config.model.base)}),
         }
     )
+
+
+def _check_adaptive(lora: LoraTable, source: str) -> None:
+    if not lora.adaptive_rank:
+        return
+    if lora.adaptive_rank <= lora.rank:
+        raise ConfigError(
+            f"{source}: lora.adaptive_rank = {lora.adaptive_rank} is where ranks start, lora.rank = {lora.rank} their "
+            "average in the end: give a start above it, or 0 to leave ranks alone"
+        )
+    if lora.dora != "off" or lora.initial == "pissa":
+        other = "lora.dora" if lora.dora != "off" else 'lora.initial = "pissa"'
+        raise ConfigError(f"{source}: lora.adaptive_rank and {other} exclude each other: choose one of them")
+    if not lora.adaptive_span[0] < lora.adaptive_span[1]:
+        raise ConfigError(f"{source}: lora.adaptive_span = {list(lora.adaptive_span)} must rise, as in [0.1, 0.6]")
 
 
 def resolve_path(path: str, beside: Path | None) -> Path | None:

@@ -9,6 +9,7 @@ Every event has `time` (Unix seconds) and `kind`; a process that runs in front o
     problem     picture, text: a picture that was left out, and why
     resume      step: everything recorded after that step is superseded
     step        step, loss, lr, text_lr, grad_norm, pictures_per_s, seconds_left (in this process, from its own pace)
+    ranks       step, total, least, most: rank rows of all layers, and of the narrowest and widest, after a cut
     preview     step, paths (relative to the folder)
     checkpoint  step, path
     stop        step, reason: the run ended early; what there is of the adapter is written
@@ -35,7 +36,7 @@ Event = Mapping[str, Any]
 Progress = Callable[[Event], None]
 
 
-_LASTING = ("step", "preview", "checkpoint")
+_LASTING = ("step", "ranks", "preview", "checkpoint")
 
 
 def ignore(event: Event) -> None:

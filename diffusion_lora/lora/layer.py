@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_lora.lora.adaptive import Directions
 from diffusion_lora.lora.dropout import LayerDropout
 
 
@@ -175,7 +176,7 @@ class Stack:
     file, so neither belongs into the model's ``state_dict()`` or ``parameters()``.
 
     For training: `start`, a frozen (down, up) whose product is taken off again, so that matrices which start as a part
-    of the base's weight (PiSSA) start with no change; and `dropout`.
+    of the base's weight (PiSSA) start with no change; `dropout`; and the `directions` that have not been pruned.
     """
 
     down: Tensor
@@ -183,6 +184,7 @@ class Stack:
     gate: Gate
     start: tuple[Tensor, Tensor] | None = None
     dropout: LayerDropout | None = None
+    directions: Directions | None = None
 
     def __call__(self, layer: LoraLayer, x: Tensor, y: Tensor) -> Tensor:
         x = input_of(x, self.down)
@@ -194,6 +196,8 @@ class Stack:
 
     def _hidden(self, layer: LoraLayer, x: Tensor, down: Tensor) -> Tensor:
         hidden = layer.gated(self.gate, layer.transform(x, down))
+        if self.directions is not None and self.directions.matrix is not None:
+            hidden = layer.across(hidden, self.directions.matrix)
         return hidden if self.dropout is None else self.dropout.on_hidden(hidden, layer.channel_axis)
 
     def __repr__(self) -> str:

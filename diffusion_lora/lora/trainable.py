@@ -11,13 +11,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from diffusion_lora.errors import ConfigError
 from diffusion_lora.lora.adapter import Adapter
+from diffusion_lora.lora.adaptive import AdaptiveLayer, Directions, RankBudget, Span
 from diffusion_lora.lora.deltas import Decomposed, RankRows
 from diffusion_lora.lora.dropout import Clock, DropoutRates, LayerDropout
 from diffusion_lora.lora.initial import gaussian_down, orthogonal_down, principal_factors
@@ -44,6 +45,10 @@ class Recipe:
     `conv_alpha` are those of convolutions larger than 1 x 1 (kohya's conv_dim), 0 the same as of the rest. `ranks` and
     `alphas` are patterns, searched for in a layer's dotted path; the first that is found decides. `up_apart` puts the
     up matrices into segments of their own ("unet.up"), for a learning rate of their own (LoRA+).
+
+    With an `adaptive_rank` above the rank, that is what every layer starts with (and in proportion where its rank is
+    another), at the scale of the rank; within the `span` of the training they are cut until as many rank rows are left
+    as there would be without (`adaptive`).
     """
 
     rs: bool = False
@@ -55,10 +60,14 @@ class Recipe:
     alphas: Mapping[str, float] = field(default_factory=dict)
     dropout: DropoutRates = field(default_factory=DropoutRates)
     up_apart: bool = False
+    adaptive_rank: int = 0
+    span: Span = field(default_factory=Span)
 
     def __post_init__(self) -> None:
         if self.dora != "off" and self.initial == "pissa":
             raise ValueError("a DoRA does not start as a part of the base's weight (PiSSA)")
+        if self.adaptive_rank and (self.dora != "off" or self.initial == "pissa"):
+            raise ValueError("ranks are adapted in a LoRA that starts from zero, not in a DoRA or PiSSA")
 
 
 PLAIN = Recipe()
@@ -83,7 +92,8 @@ class Report:
 
 @dataclass(frozen=True, eq=False)
 class TrainedLayer:
-    """One layer in training. `start` is a product that is taken off (PiSSA's), `magnitude` DoRA's."""
+    """One layer in training. `start` is a product that is taken off (PiSSA's), `magnitude` DoRA's, `directions` those
+    that are left where ranks are adapted."""
 
     down: Tensor
     up: Tensor
@@ -92,6 +102,7 @@ class TrainedLayer:
     start: tuple[Tensor, Tensor] | None = None
     magnitude: TrainedMagnitude | None = None
     dropout: LayerDropout | None = None
+    directions: Directions | None = None
 
     @property
     def scale(self) -> float:
@@ -109,13 +120,16 @@ class TrainedLayer:
 
     def branch(self, gate: Gate) -> Branch:
         if self.magnitude is None:
-            return Stack(self.down, self.up, gate, self.start, self.dropout)
+            return Stack(self.down, self.up, gate, self.start, self.dropout, self.directions)
         operator = RankRows(self.down, self.up, self.scale, self.dropout)
         return Decomposed(operator, self.magnitude.ratio, self.magnitude.axis, gate, self.dropout)
 
     def weights(self) -> LowRank:
         """A copy on the CPU, fp32. What was taken off at the start becomes rank rows too: the rank doubles, exactly."""
         down, up, alpha = _copy(self.down), _copy(self.up), self.alpha
+        if self.directions is not None:
+            down, up = self.directions.narrowed(down, up)
+            return LowRank(down, up, self.scale * len(down))
         if self.start is not None:
             alpha = 2 * self.scale * len(down)
             down, up = torch.cat([down, self.start[0].cpu()]), torch.cat([up, -self.start[1].cpu()], dim=1)
@@ -137,7 +151,8 @@ class TrainableAdapter:
     buffers. Hence: clear gradients with `zero_grad()`, or an optimizer's `zero_grad(set_to_none=False)`; restore a
     state with ``segment.data.copy_()``; never replace either.
 
-    `clock` is what dropout goes by: `zero_grad()` begins a step, `begin_pass()` a forward pass of it.
+    `clock` is what dropout goes by: `zero_grad()` begins a step, `begin_pass()` a forward pass of it. `budget` is there
+    where ranks are adapted.
     """
 
     name: str
@@ -145,6 +160,7 @@ class TrainableAdapter:
     layers: Mapping[str, TrainedLayer]
     report: Report
     clock: Clock
+    budget: RankBudget | None = None
 
     def zero_grad(self) -> None:
         """Begin a step: zero all gradients in place."""
@@ -161,6 +177,23 @@ class TrainableAdapter:
     def go_on_from(self, step: int) -> None:
         """Stand where `step` steps are done: the next `zero_grad()` begins the one after."""
         self.clock.step = step - 1
+
+    def adapt(self, step: int, steps: int) -> dict[str, int] | None:
+        """Look at the gradients of step 0, 1, ... of `steps` before the optimizer takes it, which must be finite and
+        unscaled. When ranks were cut just now, the `total` of all layers, the `least` and the `most` of one."""
+        ranks = None if self.budget is None else self.budget.observe(step, steps)
+        if not ranks:
+            return None
+        return {"total": sum(ranks.values()), "least": min(ranks.values()), "most": max(ranks.values())}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside the segments; only tensors in plain dictionaries."""
+        return {} if self.budget is None else self.budget.state()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Put a `state` back."""
+        if self.budget is not None:
+            self.budget.load(state)
 
     def adapter(self, metadata: Mapping[str, str] | None = None) -> Adapter:
         """A copy of the present state on the CPU, fp32."""
@@ -184,7 +217,8 @@ def new_trainable(
     for setting, patterns in (("lora.rank_patterns", recipe.ranks), ("lora.alpha_patterns", recipe.alphas)):
         _check_patterns(setting, patterns, sites)
     axis = _AXES[recipe.dora]
-    sizes = {key: _rank_and_alpha(site, rank, alpha, recipe) for key, site in sites.items()}
+    wanted = {key: _rank_and_alpha(site, rank, alpha, recipe) for key, site in sites.items()}
+    sizes = {key: _widened(*wanted[key], rank, site.weight, recipe) for key, site in sites.items()}
     # What lies in which segment, in order: (key, role, shape).
     slots: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {}
     for key, site in sites.items():
@@ -206,16 +240,20 @@ def new_trainable(
     layers = {}
     for key, site in sites.items():
         down, up, layer_alpha = leaves[key, "down"], leaves[key, "up"], sizes[key][1]
-        scale = _scale(sizes[key][0], layer_alpha, recipe.rs)
+        rs = recipe.rs and not recipe.adaptive_rank  # an adapted rank changes, its scale does not
+        scale = _scale(sizes[key][0], layer_alpha, rs)
         start = _begin(down, up, site.weight, scale, seed, key, recipe)
         magnitude = None
         if axis is not None:
             offset, base_squares = leaves[key, "offset"], squares(site.weight.detach(), axis)
             magnitude = TrainedMagnitude(site.weight, down, up, scale, axis, base_squares, offset)
         dropout = LayerDropout(recipe.dropout, clock, seed, key) if recipe.dropout else None
-        layers[key] = TrainedLayer(down, up, layer_alpha, recipe.rs, start, magnitude, dropout)
+        directions = Directions() if recipe.adaptive_rank else None
+        layers[key] = TrainedLayer(down, up, layer_alpha, rs, start, magnitude, dropout, directions)
     parameters = sum(leaf.numel() for leaf in leaves.values())
-    return TrainableAdapter(name, segments, layers, Report(len(layers), parameters, base_parameters), clock)
+    report = Report(len(layers), parameters, base_parameters)
+    budget = _budget(layers, sum(rank for rank, _ in wanted.values()), recipe.span) if recipe.adaptive_rank else None
+    return TrainableAdapter(name, segments, layers, report, clock, budget)
 
 
 def _begin(
@@ -240,6 +278,24 @@ def _rank_and_alpha(site: Site, rank: int, alpha: float, recipe: Recipe) -> tupl
     rank = next((value for pattern, value in recipe.ranks.items() if re.search(pattern, site.path)), rank)
     alpha = next((value for pattern, value in recipe.alphas.items() if re.search(pattern, site.path)), alpha)
     return rank, alpha
+
+
+def _widened(rank: int, alpha: float, usual: int, weight: Tensor, recipe: Recipe) -> tuple[int, float]:
+    """The rank that an adapted layer starts with, and the alpha that keeps its scale; else what was given."""
+    if not recipe.adaptive_rank:
+        return rank, alpha
+    bound = min(weight.shape[0], math.prod(weight.shape[1:]))
+    start = max(1, min(-(-rank * recipe.adaptive_rank // usual), bound))
+    return start, _scale(rank, alpha, recipe.rs) * start
+
+
+def _budget(layers: Mapping[str, TrainedLayer], rows: int, span: Span) -> RankBudget:
+    adaptive = {
+        key: AdaptiveLayer(layer.down, layer.up, layer.directions)
+        for key, layer in layers.items()
+        if layer.directions is not None
+    }
+    return RankBudget(adaptive, rows, span)
 
 
 def _check_patterns(setting: str, patterns: Mapping[str, object], sites: Mapping[str, Site]) -> None:

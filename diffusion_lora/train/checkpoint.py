@@ -42,6 +42,7 @@ def save_checkpoint(
     state = {
         "step": step,
         "layout": _layout(adapter),
+        "ranks": adapter.state(),
         "segments": {name: parameter.detach().cpu() for name, parameter in adapter.segments.items()},
         "optimizer_name": type(optimizer).__name__,
         "optimizer": optimizer.state_dict(),
@@ -84,6 +85,7 @@ def load_checkpoint(
     with torch.no_grad():
         for name, parameter in adapter.segments.items():
             parameter.copy_(state["segments"][name])
+    adapter.load_state(state.get("ranks", {}))
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     adapter.go_on_from(state["step"])

@@ -27,6 +27,7 @@ from diffusion_lora.families.family import (
     pick_device,
     tokens,
 )
+from diffusion_lora.lora.adaptive import Span
 from diffusion_lora.lora.bank import AdapterBank
 from diffusion_lora.lora.dropout import DropoutRates
 from diffusion_lora.lora.trainable import Recipe, TrainableAdapter
@@ -121,6 +122,8 @@ def _recipe(config: TrainConfig) -> Recipe:
         alphas=table.alpha_patterns,
         dropout=DropoutRates(table.dropout, table.rank_dropout, table.module_dropout),
         up_apart=config.optimizer.lora_plus != 1.0,
+        adaptive_rank=table.adaptive_rank,
+        span=Span(*table.adaptive_span),
     )
 
 

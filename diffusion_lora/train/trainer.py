@@ -102,6 +102,8 @@ def train(run: Run, config: TrainConfig, *, resume: bool = False, progress: Prog
             if not (math.isfinite(loss_value) and (math.isfinite(norm_value) or scaler.is_enabled())):
                 tell("stop", step=step, reason=f"loss {loss_value}, gradient norm {norm_value}")
                 raise _diverged(run, config, step, loss_value, norm_value, draws)
+            if math.isfinite(norm_value) and (cut := adapter.adapt(step, steps)):
+                tell("ranks", step=step + 1, **cut)
             scaler.step(optimizer)
             scaler.update()
             step += 1
