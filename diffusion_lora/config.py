@@ -145,25 +145,72 @@ class TrainTable(Table):
 class OptimizerTable(Table):
     """How a gradient becomes a step."""
 
-    name: Literal["adamw8bit", "adamw"] = Field(default="adamw8bit", description="adamw8bit (bitsandbytes) or adamw")
+    name: Literal["adamw8bit", "adamw", "paged-adamw8bit", "lion8bit", "adafactor", "prodigy", "schedule-free"] = Field(
+        default="adamw8bit",
+        description="adamw8bit, paged-adamw8bit, lion8bit (bitsandbytes), adamw, adafactor, prodigy or schedule-free",
+    )
     lr: float = Field(default=1e-4, ge=0, description="learning rate of the UNet's part; 0 = not trained")
     text_lr: float = Field(default=5e-5, ge=0, description="learning rate of the text encoder's part; 0 = not trained")
-    schedule: Literal["cosine", "constant"] = Field(
+    text_stop_step: int = Field(
+        default=0, ge=0, description="the text encoder's part stands still from this step on; 0 = it learns to the end"
+    )
+    schedule: Literal["cosine", "constant", "cosine-restarts", "linear", "polynomial"] = Field(
         default="cosine", description="course of the rates after the warm-up"
     )
     warmup_steps: int = Field(default=0, ge=0, description="steps over which the rates rise from 0")
+    cycles: Count = Field(default=3, description="how often cosine-restarts falls from the full rate to 0")
+    power: float = Field(default=2.0, gt=0, description="exponent of the polynomial schedule; 1 = linear")
     weight_decay: float = Field(default=0.01, ge=0, description="decoupled weight decay")
-    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.999), description="decay of Adam's two moments")
+    betas: tuple[Fraction, Fraction] = Field(
+        default=(0.9, 0.999), description="decay of the two moments (Lion's authors: 0.9, 0.99); not Adafactor's"
+    )
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradients are clipped to this norm; 0 = never")
     lora_plus: float = Field(
         default=1.0, gt=0, description="the up matrices learn at this many times the rate (LoRA+, say 16); 1 = off"
     )
+    block_lrs: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default={}, description="blocks of the UNet that learn at this many times the rate: {'down' = 0.5, 'OUT03' = 2}"
+    )
+    word_lr: float = Field(default=5e-4, ge=0, description="learning rate of the learned word's vectors (word.text)")
+    word_stop_step: int = Field(
+        default=0, ge=0, description="the learned word stands still from this step on; 0 = it learns to the end"
+    )
+    ema_decay: Fraction = Field(
+        default=0.0, description="the moving average of the adapter is saved, with this decay (say 0.999); 0 = its last"
+    )
 
 
 class LossTable(Table):
-    """What is minimised."""
+    """What is minimised, and what noise and which timesteps it is measured at."""
 
+    kind: Literal["l2", "huber"] = Field(
+        default="l2", description="l2 (squared error) or huber (pseudo-Huber: odd pixels and pictures weigh less)"
+    )
+    huber_c: float = Field(default=0.1, gt=0, le=1, description="where huber turns from squared to absolute, at noise")
+    huber_schedule: Literal["snr", "exponential", "constant"] = Field(
+        default="snr", description="how huber_c falls from 1 at the picture: snr, exponential or constant (no fall)"
+    )
     min_snr_gamma: Gamma = Field(default=5.0, description="min-SNR weighting (Hang et al. 2023); 0 = off")
+    debiased: bool = Field(default=False, description="debiased estimation (Yu et al. 2023), instead of min-SNR")
+    noise_offset: Fraction = Field(default=0.0, description="noise that moves whole channels too, say 0.05; 0 = off")
+    pyramid_noise: Fraction = Field(
+        default=0.0, description="coarser noise is added, each level this many times the one before, say 0.3; 0 = off"
+    )
+    pyramid_levels: Count = Field(default=6, description="levels of pyramid_noise")
+    input_perturbation: Fraction = Field(
+        default=0.0, description="further noise on the input that the target does not know, say 0.1; 0 = off"
+    )
+    zero_terminal_snr: bool = Field(
+        default=False, description="the last timestep is pure noise (Lin et al. 2023); for bases that predict v"
+    )
+    timesteps: Literal["uniform", "logit-normal", "early", "late"] = Field(
+        default="uniform", description="distribution of timesteps; early ones are near the picture, late ones noise"
+    )
+    timestep_bias: float = Field(default=1.0, gt=0, description="how strongly early and late prefer their end")
+    logit_mean: float = Field(default=0.0, description="centre of logit-normal; above 0 = later")
+    logit_std: float = Field(default=1.0, gt=0, description="width of logit-normal")
+    min_timestep: int = Field(default=0, ge=0, description="first timestep that is trained")
+    max_timestep: int = Field(default=0, ge=0, description="first timestep that is no longer trained; 0 = all are")
 
 
 class CheckpointTable(Table):
@@ -251,9 +298,9 @@ def parse_train_config(
         raise ConfigError(_sentence(error, tree, source, origins)) from None
     if config.optimizer.lr == 0 and (config.optimizer.text_lr == 0 or config.lora.text_targets == "none"):
         raise ConfigError(f"{source}: optimizer.lr and optimizer.text_lr leave nothing to train: set one above 0")
-    if config.lora.dora != "off" and config.lora.initial == "pissa":
-        raise ConfigError(f'{source}: lora.dora and lora.initial = "pissa" exclude each other: choose one of them')
     _check_adaptive(config.lora, source)
+    if (why := _contradiction(config)) is not None:
+        raise ConfigError(f"{source}: {why}")
     dataset_path = resolve_path(config.dataset.path, beside)
     base = config.model.base if config.model.base == "pocket" else resolve_path(config.model.base, beside)
     return config.model_copy(
@@ -277,6 +324,32 @@ def _check_adaptive(lora: LoraTable, source: str) -> None:
         raise ConfigError(f"{source}: lora.adaptive_rank and {other} exclude each other: choose one of them")
     if not lora.adaptive_span[0] < lora.adaptive_span[1]:
         raise ConfigError(f"{source}: lora.adaptive_span = {list(lora.adaptive_span)} must rise, as in [0.1, 0.6]")
+
+
+def _contradiction(config: TrainConfig) -> str | None:
+    """What two settings, each allowed, cannot be together."""
+    optimizer = config.optimizer
+    if config.lora.dora != "off" and config.lora.initial == "pissa":
+        return 'lora.dora and lora.initial = "pissa" exclude each other: choose one of them'
+    if config.loss.debiased and config.loss.min_snr_gamma is not None:
+        return "loss.debiased and loss.min_snr_gamma both weigh the timesteps: set loss.min_snr_gamma = 0"
+    if optimizer.name == "prodigy":
+        low = next((key for key in ("lr", "text_lr") if 0 < getattr(optimizer, key) < 0.01), None)
+        if low:
+            return (
+                f"optimizer.{low} = {getattr(optimizer, low)} is a factor for prodigy, which finds the rate itself: "
+                "set optimizer.lr = 1 and optimizer.text_lr = 1 (or 0, to leave the text encoder out)"
+            )
+        if optimizer.lora_plus != 1 or optimizer.block_lrs:
+            return "prodigy finds rates itself: set optimizer.lora_plus = 1 and optimizer.block_lrs = {}"
+    if optimizer.name == "schedule-free":
+        if optimizer.schedule != "constant":
+            return (
+                f'schedule-free takes the place of optimizer.schedule = "{optimizer.schedule}": set it to "constant"'
+            )
+        if optimizer.betas[0] == 0:
+            return "optimizer.betas = [0, ...] leaves schedule-free nothing to average: set the first above 0, say 0.9"
+    return None
 
 
 def resolve_path(path: str, beside: Path | None) -> Path | None:

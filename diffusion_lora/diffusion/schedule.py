@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffusion_lora.errors import BaseModelError
+from diffusion_lora.errors import BaseModelError, ConfigError
 
 Prediction = Literal["epsilon", "v_prediction"]
 
@@ -38,6 +38,18 @@ class NoiseSchedule:
         if config.get("rescale_betas_zero_snr"):
             alphas_cumprod = _zero_terminal_snr(alphas_cumprod)
         return cls(alphas_cumprod, prediction)
+
+    def ending_in_noise(self) -> NoiseSchedule:
+        """The schedule whose last timestep holds nothing of the picture (Lin et al. 2023, algorithm 1).
+
+        ConfigError for a model that predicts epsilon: there its answer would say nothing of the picture either.
+        """
+        if self.prediction == "epsilon":
+            raise ConfigError(
+                "loss.zero_terminal_snr needs a base that predicts v, and this one predicts epsilon, which says "
+                "nothing of the picture where there is only noise: set it to false"
+            )
+        return replace(self, alphas_cumprod=_zero_terminal_snr(self.alphas_cumprod))
 
     def to(self, device: torch.device) -> NoiseSchedule:
         return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
@@ -80,7 +92,8 @@ def _betas(config: Mapping[str, Any]) -> Tensor:
 
 
 def _zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
-    """Shift and stretch sqrt(alpha_bar) so that the last timestep is pure noise (Lin et al. 2023, algorithm 1)."""
+    """Shift and stretch sqrt(alpha_bar) so that the last timestep is pure noise (Lin et al. 2023, algorithm 1,
+    https://arxiv.org/abs/2305.08891)."""
     root = alphas_cumprod.sqrt()
     root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
     return root**2

@@ -28,6 +28,7 @@ from diffusion_lora.lora.fold import Values, folded_values, swap
 from diffusion_lora.lora.inject import Site, find_sites, select_sites
 from diffusion_lora.lora.layer import Branch, Gate, LoraLayer, Stack, wrap
 from diffusion_lora.lora.trainable import PLAIN, Recipe, TrainableAdapter, new_trainable
+from diffusion_lora.lora.unet_blocks import block_names, blocks_apart
 from diffusion_lora.lora.weights import Full
 
 Mix = Mapping[str, float]
@@ -122,8 +123,10 @@ class AdapterBank:
         base = [parameter for root in self.components.values() for parameter in root.parameters()]
         for parameter in base:
             parameter.requires_grad_(False)
+        paths = [site.path for site in self._sites.values() if site.component == "unet"]
+        apart = blocks_apart(block_names(paths), recipe.blocks_apart) if recipe.blocks_apart else None
         trained = new_trainable(
-            name, sites, rank, alpha, seed, sum(parameter.numel() for parameter in base), recipe
+            name, sites, rank, alpha, seed, sum(parameter.numel() for parameter in base), recipe, apart
         )
         self._trained[name] = trained
         self._restack(trained.layers)

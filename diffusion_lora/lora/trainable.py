@@ -44,7 +44,8 @@ class Recipe:
     trained magnitude for every output or input of a layer. `initial`: see the module of that name. `conv_rank` and
     `conv_alpha` are those of convolutions larger than 1 x 1 (kohya's conv_dim), 0 the same as of the rest. `ranks` and
     `alphas` are patterns, searched for in a layer's dotted path; the first that is found decides. `up_apart` puts the
-    up matrices into segments of their own ("unet.up"), for a learning rate of their own (LoRA+).
+    up matrices into segments of their own ("unet.up"), for a learning rate of their own (LoRA+). `blocks_apart` does
+    the same with the layers of some blocks of the UNet: "unet@mid", "unet@IN04.up" (`unet_blocks.blocks_apart`).
 
     With an `adaptive_rank` above the rank, that is what every layer starts with (and in proportion where its rank is
     another), at the scale of the rank; within the `span` of the training they are cut until as many rank rows are left
@@ -62,6 +63,7 @@ class Recipe:
     up_apart: bool = False
     adaptive_rank: int = 0
     span: Span = field(default_factory=Span)
+    blocks_apart: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dora != "off" and self.initial == "pissa":
@@ -146,13 +148,14 @@ class TrainableAdapter:
     """An adapter under training.
 
     `segments` is what the optimizer gets: one flat fp32 parameter per group ("unet", and "te" for all text encoders;
-    "unet.up" and "te.up" where the up matrices are apart), whose `.grad` is one buffer too. The leaves of `layers` are
-    views of the segment, their gradients views of its gradient, so the backward pass writes straight into the flat
-    buffers. Hence: clear gradients with `zero_grad()`, or an optimizer's `zero_grad(set_to_none=False)`; restore a
-    state with ``segment.data.copy_()``; never replace either.
+    "unet.up", "unet@mid" and the like where the recipe sets some apart), whose `.grad` is one buffer too. The leaves of
+    `layers` are views of the segment, their gradients views of its gradient, so the backward pass writes straight into
+    the flat buffers. Hence: clear gradients with `zero_grad()`, or an optimizer's `zero_grad(set_to_none=False)`;
+    restore a state with ``segment.data.copy_()``; never replace either.
 
-    `clock` is what dropout goes by: `zero_grad()` begins a step, `begin_pass()` a forward pass of it. `budget` is there
-    where ranks are adapted.
+    `clock` is what dropout goes by: `zero_grad()` begins a step, `begin_pass()` a forward pass of it. `leaves` are the
+    matrices of each segment, for an optimizer that looks at rows and columns. `budget`
+    is there where ranks are adapted.
     """
 
     name: str
@@ -160,6 +163,7 @@ class TrainableAdapter:
     layers: Mapping[str, TrainedLayer]
     report: Report
     clock: Clock
+    leaves: Mapping[str, tuple[Tensor, ...]]
     budget: RankBudget | None = None
 
     def zero_grad(self) -> None:
@@ -208,8 +212,11 @@ def new_trainable(
     seed: int,
     base_parameters: int,
     recipe: Recipe = PLAIN,
+    apart: Mapping[str, str] | None = None,
 ) -> TrainableAdapter:
     """A fresh adapter for these layers, which changes nothing yet.
+
+    `apart` gives paths of the UNet the block in whose segment they go.
 
     A layer's numbers depend on the seed and its key alone, so a wider choice of layers does not change them.
     ConfigError when a pattern for ranks or alphas is broken or matches none of the layers.
@@ -223,17 +230,19 @@ def new_trainable(
     slots: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {}
     for key, site in sites.items():
         down_shape, up_shape = _shapes(site.weight, sizes[key][0])
-        group = _group(key)
+        group = _group(key, (apart or {}).get(site.path))
         up_group = f"{group}.up" if recipe.up_apart else group
         slots.setdefault(group, []).append((key, "down", down_shape))
         slots.setdefault(up_group, []).append((key, "up", up_shape))
         if axis is not None:
             slots[group].append((key, "offset", (site.weight.shape[axis],)))
     segments: dict[str, nn.Parameter] = {}
+    leaves_of: dict[str, tuple[Tensor, ...]] = {}
     leaves: dict[tuple[str, str], Tensor] = {}
     for group, lying in slots.items():
         device = sites[lying[0][0]].weight.device
         segments[group], views = _flat_buffer([shape for _, _, shape in lying], device)
+        leaves_of[group] = tuple(views)
         leaves |= {(key, role): view for (key, role, _), view in zip(lying, views, strict=True)}
 
     clock = Clock()
@@ -253,7 +262,7 @@ def new_trainable(
     parameters = sum(leaf.numel() for leaf in leaves.values())
     report = Report(len(layers), parameters, base_parameters)
     budget = _budget(layers, sum(rank for rank, _ in wanted.values()), recipe.span) if recipe.adaptive_rank else None
-    return TrainableAdapter(name, segments, layers, report, clock, budget)
+    return TrainableAdapter(name, segments, layers, report, clock, leaves_of, budget)
 
 
 def _begin(
@@ -312,8 +321,10 @@ def _scale(rank: int, alpha: float, rs: bool) -> float:
     return alpha / (math.sqrt(rank) if rs else rank)
 
 
-def _group(key: str) -> str:
-    return "unet" if key.startswith("unet.") else "te"
+def _group(key: str, block: str | None) -> str:
+    if not key.startswith("unet."):
+        return "te"
+    return f"unet@{block}" if block else "unet"
 
 
 def _shapes(weight: Tensor, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -28,7 +28,9 @@ def block_names(paths: Iterable[str]) -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: _place(item[1])))
 
 
-def chosen_blocks(names: Mapping[str, str], blocks: Sequence[str] | Sequence[int]) -> frozenset[str]:
+def chosen_blocks(
+    names: Mapping[str, str], blocks: Sequence[str] | Sequence[int], setting: str = "lora.blocks"
+) -> frozenset[str]:
     """The blocks that a setting asks for, of those in `names` (`block_names` of the UNet's layers).
 
     Words are "down", "mid", "up" and the blocks' own names; numbers, 0 or 1, are a list as above. BASE is among the
@@ -42,7 +44,7 @@ def chosen_blocks(names: Mapping[str, str], blocks: Sequence[str] | Sequence[int
             found = [name for name in there if (prefix and name.startswith(prefix)) or name == word.upper()]
             if not found and word.upper() != BASE:
                 known = ", ".join([*PARTS, *there])
-                raise ConfigError(f'lora.blocks: "{word}" is no block of this base: use {known}, or a list of numbers')
+                raise ConfigError(f'{setting}: "{word}" is no block of this base: use {known}, or a list of numbers')
             chosen.update(found)
         return frozenset(chosen)
     carrying = {name for path, name in names.items() if ".attn1." in path or ".attn2." in path}
@@ -54,6 +56,20 @@ def chosen_blocks(names: Mapping[str, str], blocks: Sequence[str] | Sequence[int
     raise ConfigError(
         f"lora.blocks has {len(blocks)} numbers but this base takes {lengths}: {', '.join(lists[0])} (or all blocks)"
     )
+
+
+def blocks_apart(names: Mapping[str, str], words: Iterable[str]) -> dict[str, str]:
+    """Which of these words each path falls under: its block's own name before "down", "mid" or "up".
+
+    Paths that no word names are left out. ConfigError for a word that is no block of this base.
+    """
+    by_word = {word: chosen_blocks(names, [word], "optimizer.block_lrs") - {BASE} for word in words}
+    if nothing := [word for word, blocks in by_word.items() if not blocks]:
+        raise ConfigError(f'optimizer.block_lrs: "{nothing[0]}" is no block of the UNet: use optimizer.text_lr')
+    # A word for one block is more exact than one for a part.
+    ordered = sorted(by_word, key=lambda word: word.lower() in PARTS)
+    found = {path: [word for word in ordered if block in by_word[word]] for path, block in names.items()}
+    return {path: matching[0] for path, matching in found.items() if matching}
 
 
 def _block_name(path: str, resnets: int) -> str | None:

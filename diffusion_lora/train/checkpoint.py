@@ -16,6 +16,7 @@ import torch
 from diffusion_lora.errors import RunError
 from diffusion_lora.lora.trainable import TrainableAdapter
 from diffusion_lora.run import Run, cannot_write, write_atomically
+from diffusion_lora.train.optimizers import Optimizer
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
 
@@ -30,7 +31,7 @@ def save_checkpoint(
     run: Run,
     step: int,
     adapter: TrainableAdapter,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     scaler: torch.amp.GradScaler,
     *,
     keep: int,
@@ -44,7 +45,7 @@ def save_checkpoint(
         "layout": _layout(adapter),
         "ranks": adapter.state(),
         "segments": {name: parameter.detach().cpu() for name, parameter in adapter.segments.items()},
-        "optimizer_name": type(optimizer).__name__,
+        "optimizer_name": optimizer.name,
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
     }
@@ -64,7 +65,7 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path,
     adapter: TrainableAdapter,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> int:
     """Put everything back in place and return the step. Raises RunError if the file does not fit, or is damaged."""
@@ -77,9 +78,10 @@ def load_checkpoint(
         ) from error
     if layout != _layout(adapter) or state["segments"].keys() != adapter.segments.keys():
         raise RunError(f"the checkpoint {path} was made with other lora settings than the run's config.toml has now")
-    if state["optimizer_name"] != type(optimizer).__name__:
+    if state["optimizer_name"] != optimizer.name:
+        theirs, ours = (name.rpartition(".")[2] for name in (state["optimizer_name"], optimizer.name))
         raise RunError(
-            f"the checkpoint {path} was made with {state['optimizer_name']}, but here {type(optimizer).__name__} is "
+            f"the checkpoint {path} was made with {theirs}, but here {ours} is "
             "used: go on where bitsandbytes is as it was when the run started"
         )
     with torch.no_grad():

@@ -14,19 +14,26 @@ from torch import Tensor
 from diffusion_lora.config import TrainConfig
 from diffusion_lora.data.batches import select
 from diffusion_lora.data.cache import LatentCache
-from diffusion_lora.diffusion.objective import stratified_timesteps
+from diffusion_lora.diffusion.noise import perturbed, with_offset, with_pyramid
+from diffusion_lora.diffusion.timesteps import draw_timesteps
 
-_STEP, _PREVIEW = 3, 4  # streams of numbers, apart from those of `data.batches`
+# Streams of numbers, apart from those of `data.batches`. What is off draws nothing and shifts nobody else's numbers.
+_STEP, _PREVIEW = 3, 4
+_OFFSET, _PYRAMID, _PERTURBATION = 20, 21, 22
 
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """One forward pass: pictures by name, their captions (empty where dropped), latents, noise and timesteps."""
+    """One forward pass: pictures by name, their captions (empty where dropped), latents, noise and timesteps.
+
+    `input_noise_BCHW` is what the input is made with: the noise, or more of it (`loss.input_perturbation`).
+    """
 
     names: tuple[str, ...]
     captions: tuple[str, ...]
     x0_BCHW: Tensor  # noqa: N815
     noise_BCHW: Tensor  # noqa: N815
+    input_noise_BCHW: Tensor  # noqa: N815
     timesteps_B: Tensor  # noqa: N815
 
 
@@ -44,8 +51,8 @@ def draw_step(step: int, cache: LatentCache, config: TrainConfig, timesteps: int
     )
     generator = seeded(_STEP, config.train.seed, step)
     x0_BCHW = cache.sample(chosen.indices, chosen.mirrored, generator)
-    noise_BCHW = torch.randn(x0_BCHW.shape, generator=generator)
-    timesteps_B = stratified_timesteps(count, timesteps, generator)
+    noise_BCHW, input_noise_BCHW = _noises(torch.randn(x0_BCHW.shape, generator=generator), step, config)
+    timesteps_B = draw_timesteps(config.loss, count, timesteps, generator)
     items = [cache.items[index] for index in chosen.indices]
     captions = ["" if bare else item.caption for item, bare in zip(items, chosen.uncaptioned, strict=True)]
     return [
@@ -54,10 +61,25 @@ def draw_step(step: int, cache: LatentCache, config: TrainConfig, timesteps: int
             tuple(captions[part]),
             x0_BCHW[part],
             noise_BCHW[part],
+            input_noise_BCHW[part],
             timesteps_B[part],
         )
         for part in (slice(start, start + size) for start in range(0, count, size))
     ]
+
+
+def _noises(white_BCHW: Tensor, step: int, config: TrainConfig) -> tuple[Tensor, Tensor]:
+    """The noise that is to be told, and the noise in the input."""
+    loss, seed = config.loss, config.train.seed
+    noise_BCHW = white_BCHW
+    if loss.noise_offset:
+        noise_BCHW = with_offset(noise_BCHW, loss.noise_offset, seeded(_OFFSET, seed, step))
+    if loss.pyramid_noise:
+        levels, generator = loss.pyramid_levels, seeded(_PYRAMID, seed, step)
+        noise_BCHW = with_pyramid(noise_BCHW, loss.pyramid_noise, levels, generator)
+    if loss.input_perturbation:
+        return noise_BCHW, perturbed(noise_BCHW, loss.input_perturbation, seeded(_PERTURBATION, seed, step))
+    return noise_BCHW, noise_BCHW
 
 
 def preview_noise(shape_CHW: tuple[int, int, int], seed: int) -> Tensor:

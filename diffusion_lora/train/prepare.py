@@ -17,6 +17,7 @@ from diffusion_lora.config import TrainConfig
 from diffusion_lora.data.cache import LatentCache, cache_latents
 from diffusion_lora.data.folder import scan_folder
 from diffusion_lora.diffusion.schedule import NoiseSchedule
+from diffusion_lora.diffusion.timesteps import timestep_range
 from diffusion_lora.errors import ConfigError
 from diffusion_lora.families.family import (
     Conditioning,
@@ -94,7 +95,7 @@ def prepare(config: TrainConfig, on_problem: Callable[[str, str], None]) -> Prep
         blocks=config.lora.blocks,
         recipe=_recipe(config),
     )
-    schedule = NoiseSchedule.from_config(model.scheduler_config).to(device)
+    schedule = _schedule(config, model).to(device)
     text_is_trained = "te" in adapter.segments and config.optimizer.text_lr > 0
     captions = {item.caption for item in cache.items} | {""}
     condition = partial(_encode_distinct, model) if text_is_trained else _encoded_once(model, sorted(captions))
@@ -110,6 +111,12 @@ def prepare(config: TrainConfig, on_problem: Callable[[str, str], None]) -> Prep
     )
 
 
+def _schedule(config: TrainConfig, model: Model) -> NoiseSchedule:
+    schedule = NoiseSchedule.from_config(model.scheduler_config)
+    timestep_range(config.loss, schedule.timesteps)  # a range without timesteps is told before the first step
+    return schedule.ending_in_noise() if config.loss.zero_terminal_snr else schedule
+
+
 def _recipe(config: TrainConfig) -> Recipe:
     table = config.lora
     return Recipe(
@@ -122,6 +129,7 @@ def _recipe(config: TrainConfig) -> Recipe:
         alphas=table.alpha_patterns,
         dropout=DropoutRates(table.dropout, table.rank_dropout, table.module_dropout),
         up_apart=config.optimizer.lora_plus != 1.0,
+        blocks_apart=tuple(config.optimizer.block_lrs),
         adaptive_rank=table.adaptive_rank,
         span=Span(*table.adaptive_span),
     )

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from diffusion_lora.config import PreviewTable, TrainConfig
-from diffusion_lora.diffusion.objective import denoising_loss, min_snr_weights, target
+from diffusion_lora.diffusion.objective import picture_losses
 from diffusion_lora.errors import RunError
 from diffusion_lora.events import Progress, ignore, read_events
 from diffusion_lora.families.family import predict
@@ -30,7 +30,7 @@ from diffusion_lora.run import Run
 from diffusion_lora.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from diffusion_lora.train.draws import Draw, draw_step
 from diffusion_lora.train.interrupt import StopRequest, interrupted
-from diffusion_lora.train.optimizers import build_optimizer, rate_factor, set_rates
+from diffusion_lora.train.optimizers import Optimizer, build_optimizer
 from diffusion_lora.train.prepare import Prepared, prepare
 from diffusion_lora.train.preview import draw_previews
 
@@ -59,8 +59,8 @@ def train(run: Run, config: TrainConfig, *, resume: bool = False, progress: Prog
         tell("resume", step=saved[-1][0] if saved else 0)
     ready = prepare(config, on_problem=lambda picture, why: tell("problem", picture=picture, text=why))
     adapter, schedule, device = ready.adapter, ready.schedule, ready.model.device
-    optimizer, note = build_optimizer(config.optimizer, adapter.segments)
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    optimizer, note = build_optimizer(config.optimizer, adapter.segments, adapter.leaves)
+    trained = [adapter.segments[name] for name in optimizer.parts]
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
     step = load_checkpoint(saved[-1][1], adapter, optimizer, scaler) if saved else 0
     steps, pictures_per_step = config.train.steps, config.train.batch_size * config.train.accumulation
@@ -72,25 +72,23 @@ def train(run: Run, config: TrainConfig, *, resume: bool = False, progress: Prog
     with StopRequest() as stop:
         while step < steps:
             # --- one step ---------------------------------------------------------------------------------------------
-            set_rates(optimizer, rate_factor(config.optimizer, step, steps))
+            optimizer.set_rates(step, steps)
             adapter.zero_grad()
             draws = draw_step(step, ready.cache, config, schedule.timesteps)
             losses = []
             for draw in draws:
-                x0_BCHW, noise_BCHW, timesteps_B = (
-                    tensor.to(device, non_blocking=True) for tensor in (draw.x0_BCHW, draw.noise_BCHW, draw.timesteps_B)
+                x0_BCHW, noise_BCHW, input_noise_BCHW, timesteps_B = (
+                    tensor.to(device, non_blocking=True)
+                    for tensor in (draw.x0_BCHW, draw.noise_BCHW, draw.input_noise_BCHW, draw.timesteps_B)
                 )
-                noisy_BCHW = schedule.add_noise(x0_BCHW, noise_BCHW, timesteps_B)
-                gamma = config.loss.min_snr_gamma
-                weights_B = None if gamma is None else min_snr_weights(schedule, timesteps_B, gamma)
+                noisy_BCHW = schedule.add_noise(x0_BCHW, input_noise_BCHW, timesteps_B)
                 with ready.arithmetic():
                     prediction_BCHW = predict(ready.model, noisy_BCHW, timesteps_B, ready.condition(draw.captions))
-                loss = denoising_loss(
-                    prediction_BCHW, target(schedule, x0_BCHW, noise_BCHW, timesteps_B), weights_B
-                ) / len(draws)
+                losses_B = picture_losses(config.loss, schedule, prediction_BCHW, x0_BCHW, noise_BCHW, timesteps_B)
+                loss = losses_B.mean() / len(draws)
                 scaler.scale(loss).backward()
                 losses.append(loss.detach())
-            scaler.unscale_(optimizer)
+            scaler.unscale_(optimizer)  # type: ignore[arg-type]
             norm = torch.nn.utils.get_total_norm(
                 [parameter.grad for parameter in trained if parameter.grad is not None]
             )
@@ -104,7 +102,7 @@ def train(run: Run, config: TrainConfig, *, resume: bool = False, progress: Prog
                 raise _diverged(run, config, step, loss_value, norm_value, draws)
             if math.isfinite(norm_value) and (cut := adapter.adapt(step, steps)):
                 tell("ranks", step=step + 1, **cut)
-            scaler.step(optimizer)
+            scaler.step(optimizer)  # type: ignore[arg-type]
             scaler.update()
             step += 1
 
@@ -112,7 +110,7 @@ def train(run: Run, config: TrainConfig, *, resume: bool = False, progress: Prog
             done = step - first_step
             paced_s = paced_s or time.monotonic()  # the first step also warms caches up: the pace is that of the others
             seconds_per_step = (time.monotonic() - paced_s) / (done - 1) if done > 1 else math.inf
-            rates = {group["component"]: group["lr"] for group in optimizer.param_groups}
+            rates = optimizer.rates()
             tell(
                 "step",
                 step=step,
@@ -131,7 +129,9 @@ def train(run: Run, config: TrainConfig, *, resume: bool = False, progress: Prog
             # --- once in a while: previews ----------------------------------------------------------------------------
             due = config.preview.every and config.preview.prompts and step % config.preview.every == 0
             if due or "sample" in asked:
-                tell("preview", step=step, paths=draw_previews(run, ready, _previews(config, ready), step))
+                with optimizer.averaged():
+                    paths = draw_previews(run, ready, _previews(config, ready), step)
+                tell("preview", step=step, paths=paths)
 
             # --- once in a while: a checkpoint ------------------------------------------------------------------------
             due = config.checkpoint.every and step % config.checkpoint.every == 0
@@ -151,10 +151,12 @@ def train(run: Run, config: TrainConfig, *, resume: bool = False, progress: Prog
 
 
 def _write_adapter(
-    run: Run, config: TrainConfig, ready: Prepared, optimizer: torch.optim.Optimizer, step: int
+    run: Run, config: TrainConfig, ready: Prepared, optimizer: Optimizer, step: int
 ) -> None:
     metadata = training_metadata(config, _facts(run, ready, optimizer, step))
-    write_adapter(ready.bank.export(ready.adapter.name, metadata), run.adapter_path, config.output.dtype)
+    with optimizer.averaged():
+        adapter = ready.bank.export(ready.adapter.name, metadata)
+    write_adapter(adapter, run.adapter_path, config.output.dtype)
 
 
 def _previews(config: TrainConfig, ready: Prepared) -> PreviewTable:
@@ -165,7 +167,7 @@ def _previews(config: TrainConfig, ready: Prepared) -> PreviewTable:
     return config.preview.model_copy(update={"prompts": tuple(captions)[:_SAMPLES]})
 
 
-def _start_facts(config: TrainConfig, ready: Prepared, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _start_facts(config: TrainConfig, ready: Prepared, optimizer: Optimizer) -> dict[str, Any]:
     report = ready.adapter.report
     return {
         "steps": config.train.steps,
@@ -173,21 +175,21 @@ def _start_facts(config: TrainConfig, ready: Prepared, optimizer: torch.optim.Op
         "pictures": len(ready.cache.items),
         "device": str(ready.model.device),
         "precision": config.train.precision,
-        "optimizer": type(optimizer).__name__,
+        "optimizer": optimizer.name.rpartition(".")[2],
         "layers": report.layers,
         "parameters": report.parameters,
         "share": round(report.share_percent, 2),
     }
 
 
-def _facts(run: Run, ready: Prepared, optimizer: torch.optim.Optimizer, step: int) -> TrainingFacts:
+def _facts(run: Run, ready: Prepared, optimizer: Optimizer, step: int) -> TrainingFacts:
     size_px = ready.cache.mean.shape[-1] * ready.model.vae_factor
     return TrainingFacts(
         layout=ready.model.layout,
         base_name=ready.model.name,
         base_hash=ready.model.weights_hash,
         prediction_type=ready.schedule.prediction,
-        optimizer=f"{type(optimizer).__module__}.{type(optimizer).__name__}",
+        optimizer=optimizer.name,
         size_px=size_px,
         captions=[item.caption for item in ready.cache.items],
         steps=step,

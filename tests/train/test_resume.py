@@ -97,7 +97,8 @@ def test_killed_at_step_17_and_again_a_run_of_40_ends_as_if_nothing_had_happened
     assert read_adapter(killed.adapter_path).allclose(read_adapter(whole.adapter_path))
     ours, theirs = (torch.load(checkpoints(run)[-1][1], weights_only=True) for run in (killed, whole))
     assert all(torch.equal(ours["segments"][name], theirs["segments"][name]) for name in theirs["segments"])
-    state = {key: value for group in theirs["optimizer"]["state"].values() for key, value in group.items()}
+    parts = theirs["optimizer"]["parts"].values()
+    state = {key: value for part in parts for group in part["state"].values() for key, value in group.items()}
     held_in_8_bits = "state1" in (state.get("__bnb_optimizer_quant_state__") or state)
     assert held_in_8_bits == (optimizer == "adamw8bit")
 
