@@ -278,7 +278,7 @@ def ui(
         place,
         port=free,
         open_browser=not no_browser,
-        base=base,
+        base=_from_anywhere(base),
         device=device or "auto",
         listen=listen,
         login=account,
@@ -466,6 +466,12 @@ def _free_port(host: str, port: int | None) -> int:
         else:
             return candidate
     raise ServiceError(f"the ports {_PORT} to {_PORT + _PORTS - 1} are all taken: name another with --port")
+
+
+def _from_anywhere(base: str) -> str:
+    """A folder or file as an absolute path, for processes that run in another folder; names stay names."""
+    path = Path(base).expanduser()
+    return str(path.resolve()) if base != "pocket" and path.exists() else base
 
 
 def _engine(base: str, device: str | None, precision: str) -> "Engine":
