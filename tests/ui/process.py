@@ -136,8 +136,9 @@ class DeskProcess:
         return wait_for("the base to be ready", look)
 
     def processes(self, word: str = "") -> list[psutil.Process]:
-        """Those of this workspace (told by their command line) whose command line also has `word`."""
-        return [process for process, line in _command_lines() if str(self.workspace) in line and word in line]
+        """Those of ours at work in this workspace (told by their command line) whose command line also has `word`."""
+        ours = ("\0-m\0diffusion_lora\0", str(self.workspace), word)
+        return [process for process, line in _command_lines() if all(part in line for part in ours)]
 
     def close(self) -> None:
         """End everything that belongs to the workspace."""
