@@ -77,9 +77,14 @@ class Recognised:
 def recognise(path: Path) -> Recognised:
     """The family of a checkpoint and the sizes of its parts. Raises BaseModelError for whatever is not served."""
     try:
-        header = read_header(path)
+        return recognise_header(read_header(path))
     except AdapterFileError as error:
         raise BaseModelError(f"the base {error}") from None
+
+
+def recognise_header(header: Header) -> Recognised:
+    """`recognise` for a header that was read."""
+    path = header.path
     name = _family(path, header)
     _refuse_quantised(path, header)
     tables = configs_of(name)

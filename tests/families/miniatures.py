@@ -130,7 +130,7 @@ def _speak_up(models: Mapping[str, nn.Module]) -> None:
         for name, model in models.items():
             for path, parameter in model.named_parameters():
                 if name.startswith("te") and parameter.ndim == 2:
-                    parameter.mul_(4)
+                    parameter.mul_(2)
                 elif "attn2.to_" in path and parameter.ndim == 2:
                     parameter.mul_(3)
 
