@@ -63,17 +63,88 @@ class ModelTable(Table):
     )
 
 
+Layout = Literal["auto", "flat", "subfolders", "kohya", "metadata"]
+
+
+class SourceTable(Table):
+    """A further folder of pictures, as one of `[[dataset.sources]]`."""
+
+    path: str = Field(min_length=1, description="folder of pictures")
+    layout: Layout = Field(default="auto", description="as dataset.layout")
+    repeats: float = Field(
+        default=1.0, gt=0, le=1000, description="how often each picture comes in a round; 0.5 = half of them"
+    )
+    weight: float = Field(default=1.0, gt=0, description="what the loss of these pictures counts")
+    regularisation: bool = Field(
+        default=False,
+        description="keeps the base what it is (prior preservation): no trigger word, drawn as often as all others",
+    )
+    caption: Text = Field(default=None, description="one caption for every picture of this folder")
+
+
 class DatasetTable(Table):
     """Pictures and captions."""
 
     path: str = Field(
-        min_length=1, description="folder of pictures, each with its caption in a .txt file of the same name"
+        default="", description="folder of pictures, each with its caption in a text file of the same name"
     )
-    caption: Text = Field(default=None, description="one caption for every picture, instead of the .txt files")
+    sources: tuple[SourceTable, ...] = Field(
+        default=(), description="more folders, each with path, repeats, weight, regularisation, layout, caption"
+    )
+    layout: Layout = Field(
+        default="auto",
+        description="of the folder: flat, subfolders, kohya (5_zib cat), metadata (.jsonl, .csv); auto looks",
+    )
+    caption: Text = Field(default=None, description="one caption for every picture, instead of the text files")
+    caption_from: Literal["files", "folder"] = Field(
+        default="files", description="folder: a picture without a caption of its own gets its folder's name"
+    )
+    caption_files: Annotated[tuple[Annotated[str, Field(pattern=r"^\.\w+$")], ...], Field(min_length=1)] = Field(
+        default=(".txt", ".caption"), description="endings of caption files, in the order they are looked for"
+    )
+    caption_lines: Literal["joined", "variants"] = Field(
+        default="joined", description="lines of a caption file: one caption (joined), or several to choose from"
+    )
+    caption_variants: int = Field(
+        default=16, ge=0, description="different captions a picture has, where they vary; 0 = a new one each time"
+    )
     caption_dropout: Fraction = Field(default=0.0, description="share of pictures shown without caption, for guidance")
     captions_required: bool = Field(default=True, description="a picture without caption is an error")
+    add_trigger: bool = Field(default=False, description="put output.trigger_word in front of captions that lack it")
+    shuffle: bool = Field(default=False, description="bring the tags of a caption into another order each time")
+    separator: str = Field(default=",", min_length=1, description="what stands between tags")
+    keep_first: int = Field(default=0, ge=0, description="tags in front that are neither shuffled nor dropped")
+    keep_separator: Text = Field(
+        default=None, description="tags in front of the first of these (say |||) and behind a second one stay"
+    )
+    tag_dropout: Fraction = Field(default=0.0, description="share of tags left out, each time others")
+    wildcards: bool = Field(default=False, description="{a|b} in a caption is one of the two, each time anew")
     flip: bool = Field(default=False, description="show pictures mirrored half of the time")
     size_px: int = Field(default=0, ge=0, description="side of the square, in pixels; 0 = the base's own")
+    buckets: bool = Field(
+        default=True, description="keep the shapes of pictures, at the square's area; else cut squares"
+    )
+    bucket_step_px: int = Field(default=0, ge=0, description="sides are multiples of this; 0 = an eighth of size_px")
+    enlarge: bool = Field(
+        default=True, description="pictures smaller than their bucket are enlarged; else a smaller one"
+    )
+    crop: Literal["centre", "random"] = Field(
+        default="centre", description="which part stays of a picture's longer side"
+    )
+    colour_jitter: Fraction = Field(
+        default=0.0, description="change brightness, contrast, saturation and hue at random by up to this share"
+    )
+    views: Count = Field(default=4, description="different crops and colourings of a picture, where they are random")
+    mask: Literal["none", "alpha", "file"] = Field(
+        default="none", description="what counts in the loss: all, the opaque part (alpha), the white of NAME.mask.png"
+    )
+    mask_floor: Fraction = Field(default=0.0, description="what the rest of a masked picture counts")
+    cache: Literal["disk", "ram", "off"] = Field(
+        default="disk", description="keep latents and encoded captions for the next run too, for this one, or not"
+    )
+    accept_changes: bool = Field(
+        default=False, description="go on with a run although its pictures or captions have changed since it began"
+    )
 
 
 class LoraTable(Table):
@@ -301,11 +372,19 @@ def parse_train_config(
     _check_adaptive(config.lora, source)
     if (why := _contradiction(config)) is not None:
         raise ConfigError(f"{source}: {why}")
-    dataset_path = resolve_path(config.dataset.path, beside)
+    if not (config.dataset.path or config.dataset.sources):
+        raise ConfigError(f"{source}: dataset.path is missing: {_field('dataset.path').description}")
+    dataset_path = resolve_path(config.dataset.path, beside) if config.dataset.path else None
+    sources = tuple(
+        entry.model_copy(update={"path": str(resolve_path(entry.path, beside) or entry.path)})
+        for entry in config.dataset.sources
+    )
     base = config.model.base if config.model.base == "pocket" else resolve_path(config.model.base, beside)
     return config.model_copy(
         update={
-            "dataset": config.dataset.model_copy(update={"path": str(dataset_path or config.dataset.path)}),
+            "dataset": config.dataset.model_copy(
+                update={"path": str(dataset_path or config.dataset.path), "sources": sources}
+            ),
             "model": config.model.model_copy(update={"base": str(base or config.model.base)}),
         }
     )
@@ -457,6 +536,9 @@ def _unknown_key(place: Sequence[str], origin: str) -> str:
         hint = f"did you mean [{near[0]}]?" if near else f"did you mean {owners[0]}?" if owners else ""
         return f"{origin}: unknown table or key {place[0]!r}; {hint or 'the tables are ' + ', '.join(tables)}"
     key = ".".join(place[:2])
+    if len(place) > 2:  # in a table of a list, as dataset.sources has
+        near = difflib.get_close_matches(place[-1], list(SourceTable.model_fields), n=1, cutoff=0.0)
+        return f"{origin}: unknown key {place[-1]!r} in {key}; did you mean {near[0]!r}?"
     siblings = [full for full in leaves if full.startswith(place[0] + ".")]
     elsewhere = [full for full, leaf in leaves.items() if leaf == place[1]]
     near = elsewhere or difflib.get_close_matches(key, siblings, n=1, cutoff=0.0)
@@ -486,6 +568,8 @@ def _allowed(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return f"a list of {len(arguments)}, each {_allowed(arguments[0])}"
     if origin is dict:
         return f"a table {{ 'pattern' = value }}, each value {_allowed(arguments[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, Table):
+        return "a table { " + ", ".join(f"{key} = ..." for key in annotation.model_fields) + " }"
     if arguments:  # a union; None is the empty text or zero, not something to offer
         return ", or ".join(_allowed(option, metadata) for option in arguments if option is not type(None))
     noun = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[annotation]
@@ -539,6 +623,9 @@ def _toml_value(value: Any, field: FieldInfo) -> str:
         return "0.0" if "float" in str(field.annotation) else '""'
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml_value(item, field) for item in value) + "]"
+    if isinstance(value, Table):
+        fields = type(value).model_fields
+        return "{ " + ", ".join(f"{key} = {_toml_value(getattr(value, key), fields[key])}" for key in fields) + " }"
     if isinstance(value, dict):
         pairs = [f"{_toml_value(key, field)} = {_toml_value(item, field)}" for key, item in value.items()]
         return "{ " + ", ".join(pairs) + " }" if pairs else "{}"

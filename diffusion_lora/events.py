@@ -7,6 +7,7 @@ Every event has `time` (Unix seconds) and `kind`; a process that runs in front o
     start       steps, batch_size, pictures, device, precision, optimizer, layers, parameters, share (of the base, in %)
     note        text: one sentence for the person
     problem     picture, text: a picture that was left out, and why
+    preparing   what, done, total: pictures or captions are being looked at or encoded, told every few seconds
     resume      step: everything recorded after that step is superseded
     step        step, loss, lr, text_lr, grad_norm, pictures_per_s, seconds_left (in this process, from its own pace)
     ranks       step, total, least, most: rank rows of all layers, and of the narrowest and widest, after a cut

@@ -3,6 +3,7 @@
     config.toml     the complete configuration; config.1.toml, ... are older ones, kept when a run is extended
     events.jsonl    facts, one a line (see `events`)
     log.txt         the same story for people
+    dataset.json    the pictures and captions it began with (see `data.fingerprint`)
     checkpoints/    states from which the run goes on exactly
     previews/       pictures drawn on the way
     adapter.safetensors
@@ -31,7 +32,15 @@ from diffusion_lora.processes import Process, Taken, only_one, owner
 
 # What may change when a run goes on: its length, its place and its by-products. Anything else would make the first half
 # of the run a different run from the second.
-_FREE_TO_CHANGE = ("train.steps", "train.device", "train.threads", "checkpoint.", "preview.", "output.")
+_FREE_TO_CHANGE = (
+    "train.steps",
+    "train.device",
+    "train.threads",
+    "dataset.accept_changes",
+    "checkpoint.",
+    "preview.",
+    "output.",
+)
 
 
 @dataclass(frozen=True)
@@ -194,8 +203,9 @@ def _never_began(folder: Path) -> bool:
     """Whether a folder holds nothing but a run that ended before its first step, say over a wrong dataset.path."""
     names = {entry.name for entry in folder.iterdir()}
     made = {"config.toml", "checkpoints", "previews"}
+    kept = {"events.jsonl", "log.txt", "dataset.json", "inbox", "run.lock", "run.lock.json", "console.txt"}
     return (
-        made <= names <= made | {"events.jsonl", "log.txt", "inbox", "run.lock", "run.lock.json", "console.txt"}
+        made <= names <= made | kept
         and not any(any((folder / name).iterdir()) for name in ("checkpoints", "previews"))
         and all(event["kind"] != "step" for event in read_events(folder, current=False))
     )

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 
 # Before any library reads it, and inherited by the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# What is encoded here is not kept for the person at this machine, and nothing of theirs is used.
+_CACHE = tempfile.TemporaryDirectory(prefix="diffusion-lora-cache-")
+os.environ["DIFFUSION_LORA_CACHE"] = _CACHE.name
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 

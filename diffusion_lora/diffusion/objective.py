@@ -16,14 +16,17 @@ def picture_losses(
     x0_BCHW: Tensor,
     noise_BCHW: Tensor,
     timesteps_B: Tensor,
+    mask_B1HW: Tensor | None = None,
 ) -> Tensor:
     """The loss of each picture [B] as `[loss]` says, in fp32 whatever the prediction's type: the mean over its latents,
-    times the weight of its timestep."""
+    times the weight of its timestep. Each latent counts as its mask says; the mean is over all, masked or not."""
     errors = prediction_BCHW.float() - target(schedule, x0_BCHW, noise_BCHW, timesteps_B).float()
     if table.kind == "huber":
         errors = pseudo_huber(errors, huber_widths(table, schedule, timesteps_B)[:, None, None, None])
     else:
         errors = errors.square()
+    if mask_B1HW is not None:
+        errors = errors * mask_B1HW.to(errors.device, non_blocking=True)
     losses = errors.mean(dim=(1, 2, 3))
     if table.min_snr_gamma is not None:
         losses = losses * min_snr_weights(schedule, timesteps_B, table.min_snr_gamma)

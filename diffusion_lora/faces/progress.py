@@ -60,6 +60,8 @@ class _TrainingWatch:
                 self._say(event["text"])
             case "problem":
                 self._say(f"left out: {event['text']}")
+            case "preparing":
+                self._say(f"{event['what']}: {event['done']:,} of {event['total']:,}")
             case "resume":
                 self._say(f"going on from step {event['step']}")
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from diffusion_lora.config import TrainConfig
-from diffusion_lora.data.batches import select
 from diffusion_lora.data.cache import LatentCache
+from diffusion_lora.data.dataset import Dataset
 from diffusion_lora.diffusion.noise import perturbed, with_offset, with_pyramid
 from diffusion_lora.diffusion.timesteps import draw_timesteps
 
-# Streams of numbers, apart from those of `data.batches`. What is off draws nothing and shifts nobody else's numbers.
+# Streams of numbers, apart from those of `data`. What is off draws nothing and shifts nobody else's numbers.
 _STEP, _PREVIEW = 3, 4
 _OFFSET, _PYRAMID, _PERTURBATION = 20, 21, 22
 
@@ -27,6 +27,8 @@ class Draw:
     """One forward pass: pictures by name, their captions (empty where dropped), latents, noise and timesteps.
 
     `input_noise_BCHW` is what the input is made with: the noise, or more of it (`loss.input_perturbation`).
+    `weights_B` is what each picture's loss counts, None where all count the same; `mask_B1HW` what counts of each
+    latent, from 0 to 1, None where all of it does.
     """
 
     names: tuple[str, ...]
@@ -35,34 +37,33 @@ class Draw:
     noise_BCHW: Tensor  # noqa: N815
     input_noise_BCHW: Tensor  # noqa: N815
     timesteps_B: Tensor  # noqa: N815
+    weights_B: Tensor | None = None  # noqa: N815
+    mask_B1HW: Tensor | None = None  # noqa: N815
 
 
-def draw_step(step: int, cache: LatentCache, config: TrainConfig, timesteps: int) -> list[Draw]:
+def draw_step(step: int, dataset: Dataset, latents: LatentCache, config: TrainConfig, timesteps: int) -> list[Draw]:
     """The forward passes of step 0, 1, ...: `train.accumulation` of `train.batch_size` pictures each."""
     size = config.train.batch_size
     count = size * config.train.accumulation
-    chosen = select(
-        step,
-        pictures=len(cache.items),
-        count=count,
-        seed=config.train.seed,
-        flip=config.dataset.flip,
-        caption_dropout=config.dataset.caption_dropout,
-    )
+    chosen = dataset.select(step, count)
     generator = seeded(_STEP, config.train.seed, step)
-    x0_BCHW = cache.sample(chosen.indices, chosen.mirrored, generator)
+    x0_BCHW, mask_B1HW = latents.sample(dataset.shown(chosen), generator)
     noise_BCHW, input_noise_BCHW = _noises(torch.randn(x0_BCHW.shape, generator=generator), step, config)
     timesteps_B = draw_timesteps(config.loss, count, timesteps, generator)
-    items = [cache.items[index] for index in chosen.indices]
-    captions = ["" if bare else item.caption for item, bare in zip(items, chosen.uncaptioned, strict=True)]
+    names = [dataset.items[index].name for index in chosen.indices]
+    captions = dataset.captions(chosen)
+    weights = dataset.weights(chosen)
+    weights_B = None if set(weights) == {1.0} else torch.tensor(weights)
     return [
         Draw(
-            tuple(item.name for item in items[part]),
+            tuple(names[part]),
             tuple(captions[part]),
             x0_BCHW[part],
             noise_BCHW[part],
             input_noise_BCHW[part],
             timesteps_B[part],
+            None if weights_B is None else weights_B[part],
+            None if mask_B1HW is None else mask_B1HW[part],
         )
         for part in (slice(start, start + size) for start in range(0, count, size))
     ]

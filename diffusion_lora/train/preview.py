@@ -16,6 +16,7 @@ from diffusion_lora.diffusion.sampler import ddim
 from diffusion_lora.families.family import Conditioning, decode, encode_text, predict
 from diffusion_lora.run import Run, write_atomically
 from diffusion_lora.train.draws import preview_noise
+from diffusion_lora.train.material import picture_size_px
 from diffusion_lora.train.prepare import Prepared
 
 
@@ -26,8 +27,9 @@ def draw_previews(run: Run, ready: Prepared, table: PreviewTable, step: int) -> 
     Guidance is classifier-free (Ho & Salimans 2022), against the empty prompt. Raises OutputError.
     """
     model, count = ready.model, len(table.prompts)
-    channels, height, width = ready.cache.mean.shape[2:]
-    noise_BCHW = torch.stack([preview_noise((channels, height, width), table.seed + index) for index in range(count)])
+    side_px = picture_size_px(run.config, model)
+    shape_CHW = model.latent_shape(side_px, side_px)
+    noise_BCHW = torch.stack([preview_noise(shape_CHW, table.seed + index) for index in range(count)])
     with ready.arithmetic():
         cond = Conditioning.cat([encode_text(model, [""] * count), encode_text(model, table.prompts)])
 

@@ -30,6 +30,7 @@ from diffusion_lora.run import Run
 from diffusion_lora.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from diffusion_lora.train.draws import Draw, draw_step
 from diffusion_lora.train.interrupt import StopRequest, interrupted
+from diffusion_lora.train.material import Place, picture_size_px
 from diffusion_lora.train.optimizers import Optimizer, build_optimizer
 from diffusion_lora.train.prepare import Prepared, prepare
 from diffusion_lora.train.preview import draw_previews
@@ -57,7 +58,12 @@ def train(run: Run, config: TrainConfig, *, resume: bool = False, progress: Prog
         raise RunError(f"{run.folder} holds a run at step {saved[-1][0]}: add --resume to go on with it")
     if any(event["kind"] != "waiting" for event in read_events(run.folder, current=False)):
         tell("resume", step=saved[-1][0] if saved else 0)
-    ready = prepare(config, on_problem=lambda picture, why: tell("problem", picture=picture, text=why))
+    ready = prepare(
+        config,
+        on_problem=lambda picture, why: tell("problem", picture=picture, text=why),
+        place=Place(run.folder, began=bool(saved)),
+        on_progress=lambda what, done, total: tell("preparing", what=what, done=done, total=total),
+    )
     adapter, schedule, device = ready.adapter, ready.schedule, ready.model.device
     optimizer, note = build_optimizer(config.optimizer, adapter.segments, adapter.leaves)
     trained = [adapter.segments[name] for name in optimizer.parts]
@@ -74,7 +80,7 @@ def train(run: Run, config: TrainConfig, *, resume: bool = False, progress: Prog
             # --- one step ---------------------------------------------------------------------------------------------
             optimizer.set_rates(step, steps)
             adapter.zero_grad()
-            draws = draw_step(step, ready.cache, config, schedule.timesteps)
+            draws = draw_step(step, ready.dataset, ready.latents, config, schedule.timesteps)
             losses = []
             for draw in draws:
                 x0_BCHW, noise_BCHW, input_noise_BCHW, timesteps_B = (
@@ -84,7 +90,11 @@ def train(run: Run, config: TrainConfig, *, resume: bool = False, progress: Prog
                 noisy_BCHW = schedule.add_noise(x0_BCHW, input_noise_BCHW, timesteps_B)
                 with ready.arithmetic():
                     prediction_BCHW = predict(ready.model, noisy_BCHW, timesteps_B, ready.condition(draw.captions))
-                losses_B = picture_losses(config.loss, schedule, prediction_BCHW, x0_BCHW, noise_BCHW, timesteps_B)
+                losses_B = picture_losses(
+                    config.loss, schedule, prediction_BCHW, x0_BCHW, noise_BCHW, timesteps_B, draw.mask_B1HW
+                )
+                if draw.weights_B is not None:
+                    losses_B = losses_B * draw.weights_B.to(device, non_blocking=True)
                 loss = losses_B.mean() / len(draws)
                 scaler.scale(loss).backward()
                 losses.append(loss.detach())
@@ -153,7 +163,7 @@ def train(run: Run, config: TrainConfig, *, resume: bool = False, progress: Prog
 def _write_adapter(
     run: Run, config: TrainConfig, ready: Prepared, optimizer: Optimizer, step: int
 ) -> None:
-    metadata = training_metadata(config, _facts(run, ready, optimizer, step))
+    metadata = training_metadata(config, _facts(run, config, ready, optimizer, step))
     with optimizer.averaged():
         adapter = ready.bank.export(ready.adapter.name, metadata)
     write_adapter(adapter, run.adapter_path, config.output.dtype)
@@ -163,7 +173,7 @@ def _previews(config: TrainConfig, ready: Prepared) -> PreviewTable:
     """What to draw: the configured prompts; where there are none and somebody asks, captions of the data set."""
     if config.preview.prompts:
         return config.preview
-    captions = dict.fromkeys(item.caption for item in ready.cache.items)
+    captions = dict.fromkeys(item.caption for item in ready.dataset.items)
     return config.preview.model_copy(update={"prompts": tuple(captions)[:_SAMPLES]})
 
 
@@ -172,7 +182,7 @@ def _start_facts(config: TrainConfig, ready: Prepared, optimizer: Optimizer) -> 
     return {
         "steps": config.train.steps,
         "batch_size": config.train.batch_size * config.train.accumulation,
-        "pictures": len(ready.cache.items),
+        "pictures": len(ready.dataset.items),
         "device": str(ready.model.device),
         "precision": config.train.precision,
         "optimizer": optimizer.name.rpartition(".")[2],
@@ -182,16 +192,15 @@ def _start_facts(config: TrainConfig, ready: Prepared, optimizer: Optimizer) -> 
     }
 
 
-def _facts(run: Run, ready: Prepared, optimizer: Optimizer, step: int) -> TrainingFacts:
-    size_px = ready.cache.mean.shape[-1] * ready.model.vae_factor
+def _facts(run: Run, config: TrainConfig, ready: Prepared, optimizer: Optimizer, step: int) -> TrainingFacts:
     return TrainingFacts(
         layout=ready.model.layout,
         base_name=ready.model.name,
         base_hash=ready.model.weights_hash,
         prediction_type=ready.schedule.prediction,
         optimizer=optimizer.name,
-        size_px=size_px,
-        captions=[item.caption for item in ready.cache.items],
+        size_px=picture_size_px(config, ready.model),
+        captions=[item.caption for item in ready.dataset.items],
         steps=step,
         started_at=next(event["time"] for event in read_events(run.folder, current=False) if event["kind"] == "start"),
         finished_at=time.time(),
