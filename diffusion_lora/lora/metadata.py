@@ -9,13 +9,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from diffusion_lora.config import TrainConfig
 from diffusion_lora.layouts.layout import LAYOUTS, Layout
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """Rank and alpha of one layer as the file has it; `is_conv` when its kernel is larger than 1 x 1."""
+
+    rank: int
+    alpha: float
+    is_conv: bool = False
 
 
 @dataclass(frozen=True)
@@ -23,7 +35,8 @@ class TrainingFacts:
     """What a training knows beyond its configuration.
 
     `base_hash` is the SHA-256 of the base's weights, "" if unknown; `captions` has one entry a picture; `optimizer` is
-    what really ran; times are unix seconds; `prediction_type` is the scheduler's ("epsilon", "v_prediction").
+    what really ran; times are unix seconds; `layers` are those of the file; `prediction_type` is the scheduler's
+    ("epsilon", "v_prediction").
     """
 
     layout: Layout
@@ -36,6 +49,7 @@ class TrainingFacts:
     steps: int
     started_at: float
     finished_at: float
+    layers: Sequence[LayerFacts]
 
 
 def training_metadata(config: TrainConfig, facts: TrainingFacts) -> dict[str, str]:
@@ -79,14 +93,15 @@ def _kohya(config: TrainConfig, facts: TrainingFacts) -> dict[str, str]:
     pictures_per_step = config.train.batch_size * config.train.accumulation
     steps_per_epoch = max(1, -(-pictures // pictures_per_step))
     folder = Path(config.dataset.path).name
+    dim, alpha = _rank_and_alpha(config, facts)
     values = {
         # always kept, whatever else is left out
         "ss_v2": facts.layout.kohya_v2,
         "ss_base_model_version": facts.layout.kohya_base,
         "ss_network_module": "networks.lora" if config.lora.dora == "off" else "lycoris.kohya",
-        "ss_network_dim": config.lora.rank,
-        "ss_network_alpha": config.lora.alpha,
-        "ss_network_args": json.dumps(_network_arguments(config)),
+        "ss_network_dim": dim,
+        "ss_network_alpha": alpha,
+        "ss_network_args": json.dumps(_network_arguments(config, facts)),
         "ss_network_dropout": config.lora.dropout or None,
         # identity
         "ss_output_name": config.output.name,
@@ -127,15 +142,31 @@ def _kohya(config: TrainConfig, facts: TrainingFacts) -> dict[str, str]:
     return {key: str(value) for key, value in values.items()}
 
 
-def _network_arguments(config: TrainConfig) -> dict[str, str]:
-    """What kohya's `--network_args` would say, and LyCORIS's where kohya has no word for it; only what was used."""
+def _rank_and_alpha(config: TrainConfig, facts: TrainingFacts) -> tuple[int | str, float]:
+    """Of the layers that are no convolutions, where there are such: what most of them have in the file.
+
+    Adapted ranks are "Dynamic", as kohya's own resizing says of mixed ones.
+    """
+    layers = [layer for layer in facts.layers if not layer.is_conv] or list(facts.layers)
+    dim = _commonest(layer.rank for layer in layers)
+    return "Dynamic" if config.lora.adaptive_rank else dim, _commonest(layer.alpha for layer in layers)
+
+
+def _commonest(values: Iterable[T]) -> T:
+    return Counter(values).most_common(1)[0][0]
+
+
+def _network_arguments(config: TrainConfig, facts: TrainingFacts) -> dict[str, str]:
+    """What kohya's `--network_args` would say, and LyCORIS's where kohya has no word for it; only what was used.
+
+    Told of convolutions is what the file has, whether a preset, a pattern or `conv_rank` brought them.
+    """
     lora = config.lora
-    with_conv = lora.conv_rank or lora.targets in ("wide", "everything")
-    conv_alpha = lora.conv_alpha or lora.alpha
+    conv = [layer for layer in facts.layers if layer.is_conv]
     said: dict[str, object] = {
         "algo": "lora" if lora.dora != "off" else None,
-        "conv_dim": (lora.conv_rank or lora.rank) if with_conv else None,
-        "conv_alpha": conv_alpha if with_conv else None,
+        "conv_dim": _commonest(layer.rank for layer in conv) if conv else None,
+        "conv_alpha": _commonest(layer.alpha for layer in conv) if conv else None,
         "rank_dropout": lora.rank_dropout or None,
         "module_dropout": lora.module_dropout or None,
         "rs_lora": lora.rslora or None,
@@ -146,6 +177,8 @@ def _network_arguments(config: TrainConfig) -> dict[str, str]:
         "rank_patterns": json.dumps(lora.rank_patterns) if lora.rank_patterns else None,
         "alpha_patterns": json.dumps(lora.alpha_patterns) if lora.alpha_patterns else None,
         "initial": lora.initial if lora.initial != "gaussian" else None,
+        "adaptive_rank": lora.adaptive_rank or None,
+        "adaptive_budget": lora.rank if lora.adaptive_rank else None,
     }
     return {key: str(value) for key, value in said.items() if value is not None}
 

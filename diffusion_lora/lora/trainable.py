@@ -25,6 +25,7 @@ from diffusion_lora.lora.initial import gaussian_down, orthogonal_down, principa
 from diffusion_lora.lora.inject import Site
 from diffusion_lora.lora.layer import Branch, Gate, Stack
 from diffusion_lora.lora.magnitude import TrainedMagnitude, squares
+from diffusion_lora.lora.metadata import LayerFacts
 from diffusion_lora.lora.weights import LowRank
 
 ALIGNMENT = 256
@@ -114,6 +115,17 @@ class TrainedLayer:
     def trained(self) -> tuple[Tensor, ...]:
         """The leaves of this layer, views of the segments."""
         return (self.down, self.up) if self.magnitude is None else (self.down, self.up, self.magnitude.offset)
+
+    @property
+    def facts(self) -> LayerFacts:
+        """Rank and alpha that `weights` will have."""
+        is_conv = math.prod(self.down.shape[2:]) > 1
+        if self.directions is not None:
+            rank = len(self.down) if self.directions.into is None else len(self.directions.into)
+            return LayerFacts(rank, self.scale * rank, is_conv)
+        twice = 1 if self.start is None else 2
+        alpha = self.alpha if self.start is None else 2 * self.scale * len(self.down)
+        return LayerFacts(twice * len(self.down), alpha, is_conv)
 
     @property
     def gated_rows(self) -> tuple[int, float]:

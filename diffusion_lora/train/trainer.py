@@ -204,6 +204,7 @@ def _facts(run: Run, config: TrainConfig, ready: Prepared, optimizer: Optimizer,
         steps=step,
         started_at=next(event["time"] for event in read_events(run.folder, current=False) if event["kind"] == "start"),
         finished_at=time.time(),
+        layers=[layer.facts for layer in ready.adapter.layers.values()],
     )
 
 

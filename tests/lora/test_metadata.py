@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_lora.config import TrainConfig
 from diffusion_lora.layouts.layout import SD2, SD15, SDXL
-from diffusion_lora.lora.metadata import TrainingFacts, tag_frequency, training_metadata
+from diffusion_lora.lora.metadata import LayerFacts, TrainingFacts, tag_frequency, training_metadata
 
 CONFIG = TrainConfig.model_validate(
     {
@@ -28,6 +28,7 @@ FACTS = TrainingFacts(
     steps=40,
     started_at=1000.0,
     finished_at=1030.5,
+    layers=(LayerFacts(8, 4.0), LayerFacts(8, 4.0), LayerFacts(8, 4.0, is_conv=True)),
 )
 
 
@@ -95,7 +96,9 @@ def test_how_the_adapter_was_made_is_told_in_the_words_of_the_trainers_who_have_
             "optimizer": CONFIG.optimizer.model_copy(update={"lora_plus": 16.0}),
         }
     )
-    metadata = training_metadata(config, FACTS)
+    layers = (LayerFacts(8, 4.0), LayerFacts(32, 4.0), LayerFacts(8, 4.0), LayerFacts(4, 2.0, is_conv=True))
+    metadata = training_metadata(config, replace(FACTS, layers=layers))
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("8", "4.0")
     assert (metadata["ss_network_module"], metadata["ss_network_dropout"]) == ("lycoris.kohya", "0.1")
     assert json.loads(metadata["ss_network_args"]) == {
         "algo": "lora",
@@ -111,7 +114,8 @@ def test_how_the_adapter_was_made_is_told_in_the_words_of_the_trainers_who_have_
         "rank_patterns": '{"mid_block": 32}',
         "initial": "orthogonal",
     }
-    plain = training_metadata(CONFIG.model_copy(update={"lora": type(CONFIG.lora)()}), FACTS)
+    linear = replace(FACTS, layers=(LayerFacts(16, 16.0),))
+    plain = training_metadata(CONFIG.model_copy(update={"lora": type(CONFIG.lora)()}), linear)
     assert (json.loads(plain["ss_network_args"]), plain["ss_network_dropout"]) == ({}, "None")
 
 

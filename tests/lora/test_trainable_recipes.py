@@ -27,6 +27,8 @@ RECIPES = {
     "dropout": Recipe(dropout=ALL_DROPOUT),
     "DoRA with dropout": Recipe(dora="output", dropout=ALL_DROPOUT),
     "up apart": Recipe(up_apart=True),
+    "adapted": Recipe(adaptive_rank=8),
+    "adapted, rsLoRA and ranks": Recipe(rs=True, adaptive_rank=6, ranks={"attn2": 3}),
 }
 
 
@@ -83,6 +85,10 @@ def test_it_starts_as_the_base_bit_for_bit_learns_and_draws_the_same_when_loaded
         learned = loss_of(components).item()
         assert learned < 0.97 * base
         adapter = bank.export("new")
+        for key, layer in trained.layers.items():
+            written = adapter.layers[key]
+            assert (layer.facts.rank, layer.facts.alpha) == (written.rank, pytest.approx(written.alpha))
+            assert layer.facts.is_conv == (written.down.shape[2:] == (3, 3))
         bank.unload("new")
         assert loss_of(components).item() == base
         bank.load("again", adapter)
