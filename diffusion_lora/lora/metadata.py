@@ -15,10 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from diffusion_lora.config import TrainConfig
+from diffusion_lora.config import LossTable, TrainConfig
 from diffusion_lora.layouts.layout import LAYOUTS, Layout
 
 T = TypeVar("T")
+
+_SCHEDULES = {"cosine-restarts": "cosine_with_restarts"}  # kohya's words, where ours are others
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,9 @@ def _kohya(config: TrainConfig, facts: TrainingFacts) -> dict[str, str]:
         "ss_unet_lr": config.optimizer.lr,
         "ss_text_encoder_lr": config.optimizer.text_lr,
         "ss_optimizer": facts.optimizer,
-        "ss_lr_scheduler": config.optimizer.schedule,
+        "ss_lr_scheduler": _SCHEDULES.get(config.optimizer.schedule, config.optimizer.schedule),
         "ss_lr_warmup_steps": config.optimizer.warmup_steps,
         "ss_max_grad_norm": config.optimizer.max_grad_norm,
-        "ss_min_snr_gamma": config.loss.min_snr_gamma,
         "ss_mixed_precision": "no" if config.train.precision == "fp32" else config.train.precision,
         "ss_seed": config.train.seed,
         "ss_steps": facts.steps,
@@ -139,7 +140,27 @@ def _kohya(config: TrainConfig, facts: TrainingFacts) -> dict[str, str]:
         "ss_caption_dropout_rate": config.dataset.caption_dropout,
         "ss_flip_aug": config.dataset.flip,
     }
-    return {key: str(value) for key, value in values.items()}
+    return {key: str(value) for key, value in (values | _loss(config.loss)).items()}
+
+
+def _loss(loss: LossTable) -> dict[str, object]:
+    """What is minimised, in kohya's words; None where it says so of what is off."""
+    huber = loss.kind == "huber"
+    return {
+        "ss_loss_type": loss.kind,
+        "ss_huber_c": loss.huber_c if huber else None,
+        "ss_huber_schedule": loss.huber_schedule if huber else None,
+        "ss_min_snr_gamma": loss.min_snr_gamma,
+        "ss_debiased_estimation": loss.debiased,
+        "ss_noise_offset": loss.noise_offset or None,
+        "ss_multires_noise_iterations": loss.pyramid_levels if loss.pyramid_noise else None,
+        "ss_multires_noise_discount": loss.pyramid_noise or None,
+        "ss_ip_noise_gamma": loss.input_perturbation or None,
+        "ss_zero_terminal_snr": loss.zero_terminal_snr,
+        "ss_timestep_sampling": loss.timesteps,
+        "ss_min_timestep": loss.min_timestep or None,
+        "ss_max_timestep": loss.max_timestep or None,
+    }
 
 
 def _rank_and_alpha(config: TrainConfig, facts: TrainingFacts) -> tuple[int | str, float]:
@@ -173,6 +194,8 @@ def _network_arguments(config: TrainConfig, facts: TrainingFacts) -> dict[str, s
         "dora_wd": lora.dora != "off" or None,
         "wd_on_output": lora.dora == "output" if lora.dora != "off" else None,
         "loraplus_lr_ratio": config.optimizer.lora_plus if config.optimizer.lora_plus != 1 else None,
+        "block_lrs": json.dumps(config.optimizer.block_lrs) if config.optimizer.block_lrs else None,
+        "ema_decay": config.optimizer.ema_decay or None,
         "blocks": ", ".join(map(str, lora.blocks)) or None,
         "rank_patterns": json.dumps(lora.rank_patterns) if lora.rank_patterns else None,
         "alpha_patterns": json.dumps(lora.alpha_patterns) if lora.alpha_patterns else None,

@@ -119,6 +119,45 @@ def test_how_the_adapter_was_made_is_told_in_the_words_of_the_trainers_who_have_
     assert (json.loads(plain["ss_network_args"]), plain["ss_network_dropout"]) == ({}, "None")
 
 
+def test_what_was_minimised_is_told_in_kohyas_words() -> None:
+    """Who trains on from a file, or compares two, reads there what noise and which weights it was made with."""
+    plain = training_metadata(CONFIG, FACTS)
+    off = ("ss_noise_offset", "ss_multires_noise_iterations", "ss_multires_noise_discount", "ss_ip_noise_gamma")
+    assert {plain[key] for key in (*off, "ss_huber_c", "ss_huber_schedule")} == {"None"}
+    assert (plain["ss_loss_type"], plain["ss_min_snr_gamma"], plain["ss_debiased_estimation"]) == ("l2", "5.0", "False")
+    loss = {
+        "kind": "huber",
+        "huber_c": 0.2,
+        "min_snr_gamma": None,
+        "debiased": True,
+        "noise_offset": 0.05,
+        "pyramid_noise": 0.3,
+        "pyramid_levels": 4,
+        "input_perturbation": 0.1,
+        "zero_terminal_snr": True,
+        "timesteps": "early",
+    }
+    optimizer = CONFIG.optimizer.model_copy(update={"schedule": "cosine-restarts", "block_lrs": {"down": 0.5}})
+    config = CONFIG.model_copy(update={"loss": CONFIG.loss.model_copy(update=loss), "optimizer": optimizer})
+    told = training_metadata(config, FACTS)
+    expected = {
+        "ss_loss_type": "huber",
+        "ss_huber_c": "0.2",
+        "ss_huber_schedule": "snr",
+        "ss_min_snr_gamma": "None",
+        "ss_debiased_estimation": "True",
+        "ss_noise_offset": "0.05",
+        "ss_multires_noise_iterations": "4",
+        "ss_multires_noise_discount": "0.3",
+        "ss_ip_noise_gamma": "0.1",
+        "ss_zero_terminal_snr": "True",
+        "ss_timestep_sampling": "early",
+        "ss_lr_scheduler": "cosine_with_restarts",
+    }
+    assert {key: told[key] for key in expected} == expected
+    assert json.loads(told["ss_network_args"])["block_lrs"] == '{"down": 0.5}'
+
+
 def test_tags_are_counted_over_captions_the_commonest_first() -> None:
     counts = tag_frequency(["red cat, Sky", "sky , red cat,", "sky", ""])
     assert list(counts.items()) == [("sky", 3), ("red cat", 2)]
