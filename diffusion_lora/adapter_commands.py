@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from diffusion_lora.lora.adapter import Adapter
+    from diffusion_lora.lora.advice import Advice
     from diffusion_lora.lora.algebra import Term
     from diffusion_lora.lora.checkpoint import Checkpoint
     from diffusion_lora.lora.plain import Cut, Result
@@ -299,6 +300,61 @@ def scale(
     from diffusion_lora.faces.adapter_tables import show_equal_settings
 
     show_equal_settings(_console(), setting, equals)
+
+
+@app.command()
+def advise(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="A trained LoRA: which rank would have been enough.")
+    ] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Captioned pictures: which rank a training on them needs.")
+    ] = None,
+    base: Annotated[str, typer.Option(metavar="NAME", help="The base they would be trained on.")] = "pocket",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in lora.targets=wide. Repeatable.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Steps whose gradients are added up.")] = 8,
+    share: Annotated[float, typer.Option(metavar="SHARE", help="Of the energy that the rank is to keep.")] = 0.95,
+    as_json: _Json = False,
+) -> None:
+    """Which rank to train with: from the first gradients on a data set, or from what a trained LoRA has become."""
+    if (file is None) == (dataset is None):
+        raise ConfigError("say either a FILE that was trained, or --dataset DIR and --base for a training to come")
+    if not 0 < share <= 1:
+        raise ConfigError(f"--share is {share:g}; give one above 0 and up to 1, as in 0.95")
+    advice = _advice_after(file, share) if file is not None else _advice_before(dataset, base, settings, steps, share)
+    if as_json:
+        _print_json(advice.as_dict())
+        return
+    from diffusion_lora.faces.adapter_tables import show_advice
+
+    show_advice(_console(), advice)
+
+
+def _advice_after(file: Path, share: float) -> Advice:
+    from diffusion_lora.lora.adapter import read_adapter
+    from diffusion_lora.lora.advice import advice, needs_of
+    from diffusion_lora.lora.spectrum import spectrum as spectrum_of
+
+    found = spectrum_of(read_adapter(file))
+    return advice(needs_of(found), share, found.notes)
+
+
+def _advice_before(
+    dataset: Path | None, base: str, settings: Sequence[str] | None, steps: int, share: float
+) -> Advice:
+    from diffusion_lora.config import parse_train_config
+    from diffusion_lora.faces.progress import watch_drawing
+
+    given = {"dataset.path": str(dataset), "model.base": base}
+    overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
+    config = parse_train_config("", source="advise", overrides=[*overrides, *(settings or [])])
+
+    from diffusion_lora.train.advise import advise as advised
+
+    with watch_drawing(_console(stderr=True), "looking at gradients") as progress:
+        return advised(config, steps=steps, share=share, progress=progress)
 
 
 def _finish(result: Result, out: Path, to: _Form, *, every_layer: bool, as_json: bool) -> None:

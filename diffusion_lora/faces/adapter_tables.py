@@ -17,6 +17,7 @@ from diffusion_lora.faces.page import size_in_words
 from diffusion_lora.lora.blocks import block_of
 
 if TYPE_CHECKING:
+    from diffusion_lora.lora.advice import Advice
     from diffusion_lora.lora.bake import Folding
     from diffusion_lora.lora.compare import Comparison, Meeting
     from diffusion_lora.lora.plain import LayerLoss, Result
@@ -137,6 +138,36 @@ def show_equal_settings(console: Console, setting: Setting, equals: Iterable[Equ
         )
     console.print(table)
     say(console, "first steps: how fast a delta grows at first beside this program's, for the start of `down` differs")
+
+
+def show_advice(console: Console, advice: Advice) -> None:
+    """The rank that keeps the share, by kind of layer and for all, and what other ranks would keep and cost."""
+    share = f"{100 * advice.share:g} %"
+    columns = ("layers", "of the energy", f"rank for {share}", "single layers", "parameters", "fp16")
+    table = _table("layers of kind", *columns)
+    for kind in advice.by_kind:
+        table.add_row(
+            kind.kind,
+            str(kind.layers),
+            f"{100 * kind.energy_share:.1f} %",
+            str(kind.choice.rank),
+            f"median {kind.median_rank}, at most {kind.most}",
+            f"{kind.choice.parameters:,}",
+            size_in_words(kind.choice.size_bytes),
+        )
+    console.print(table)
+    ladder = _table("one rank for all", "keeps", "parameters", "fp16", "")
+    for choice in advice.ladder:
+        mark = f"the smallest that keeps {share}" if choice.rank == advice.choice.rank else ""
+        kept = f"{100 * choice.kept:.1f} %"
+        ladder.add_row(str(choice.rank), kept, f"{choice.parameters:,}", size_in_words(choice.size_bytes), mark)
+    console.print(ladder)
+    say(console, f"lora.rank = {advice.choice.rank}")
+    if advice.patterns:
+        patterns = ", ".join(f"'{pattern}' = {rank}" for pattern, rank in advice.patterns.items())
+        say(console, f"or by kind, {advice.parameters:,} parameters: lora.rank_patterns = {{ {patterns} }}")
+    for note in advice.notes:
+        say(console, f"note: {note}")
 
 
 def show_size(console: Console, path: str, size_bytes: int, parameters: int) -> None:
