@@ -58,7 +58,9 @@ _Settings = Annotated[
 _TrainConfig = Annotated[str, typer.Argument(metavar="CONFIG.toml", help="A file, or a shipped one: pocket-style.")]
 _TrainSteps = Annotated[int | None, typer.Option("--steps", metavar="N", help="Short for --set train.steps=N.")]
 _Device = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (mps is untested).")]
-_Base = Annotated[str, typer.Option(metavar="NAME", help="pocket, a diffusers folder, or a hub id.")]
+_Base = Annotated[str, typer.Option(metavar="NAME", help="pocket, a diffusers folder, a checkpoint file, or a hub id.")]
+_Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Of a hub id: a branch, tag or commit.")]
+_Vae = Annotated[str | None, typer.Option(metavar="NAME", help="An autoencoder in place of the base's own.")]
 _Seed = Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of the first picture; by default any, told.")]
 _Steps = Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")]
 _Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance; by default what suits the base.")]
@@ -130,6 +132,8 @@ def generate(
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures; picture i has seed + i.")] = 1,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the PNG files.")] = Path("pictures"),
     base: _Base = "pocket",
+    revision: _Revision = None,
+    vae: _Vae = None,
     guidance: _Guidance = None,
     negative: _Negative = "",
     size: _Size = None,
@@ -160,7 +164,7 @@ def generate(
     _check_folder(out)
     _check_files(requests[0].loras)
     console = _console()
-    engine = _engine(base, device, precision)
+    engine = _engine(console, base, device, precision, revision, vae)
 
     from diffusion_lora.generate.picture import save_pictures
 
@@ -185,6 +189,8 @@ def grid(
     seed: _Seed = None,
     steps: _Steps = 20,
     base: _Base = "pocket",
+    revision: _Revision = None,
+    vae: _Vae = None,
     guidance: _Guidance = None,
     negative: _Negative = "",
     size: _Size = None,
@@ -218,7 +224,7 @@ def grid(
         raise OutputError(f"{out} exists already: name another file with --out")
     _check_files([use for use, _ in uses])
     console = _console()
-    engine = _engine(base, device, precision)
+    engine = _engine(console, base, device, precision, revision, vae)
     title = prompts[0] if len(prompts) == 1 else ""
     with watch_drawing(console, "drawing") as progress:
         sheet = draw_grid(
@@ -474,11 +480,18 @@ def _from_anywhere(base: str) -> str:
     return str(path.resolve()) if base != "pocket" and path.exists() else base
 
 
-def _engine(base: str, device: str | None, precision: str) -> "Engine":
+def _engine(
+    console: "Console", base: str, device: str | None, precision: str, revision: str | None, vae: str | None
+) -> "Engine":
     from diffusion_lora.families.family import load_base
     from diffusion_lora.generate.engine import Engine
 
-    return Engine(load_base(base, device=device or "auto"), precision=precision)
+    model = load_base(base, device=device or "auto", revision=revision, vae=vae)
+    if base != "pocket":
+        _say(console, f"base: {model.name}, {model.kind}")
+    for note in model.notes:
+        _say(console, note)
+    return Engine(model, precision=precision)
 
 
 def _lora_strengths(text: str) -> "tuple[LoraUse, tuple[float, ...]]":

@@ -56,8 +56,11 @@ class Table(BaseModel):
 class ModelTable(Table):
     """The frozen base."""
 
-    base: str = Field(default="pocket", min_length=1, description="pocket, a folder in diffusers layout, or a hub id")
+    base: str = Field(
+        default="pocket", min_length=1, description="pocket, a diffusers folder, a checkpoint file, or a hub id"
+    )
     revision: Text = Field(default=None, description="revision of a hub id")
+    vae: Text = Field(default=None, description="an autoencoder in place of the base's own: file, folder or hub id")
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         default="auto", description="storage of the frozen weights; auto = bf16 on CUDA, else fp32"
     )
@@ -380,12 +383,15 @@ def parse_train_config(
         for entry in config.dataset.sources
     )
     base = config.model.base if config.model.base == "pocket" else resolve_path(config.model.base, beside)
+    vae = resolve_path(config.model.vae, beside) if config.model.vae else None
     return config.model_copy(
         update={
             "dataset": config.dataset.model_copy(
                 update={"path": str(dataset_path or config.dataset.path), "sources": sources}
             ),
-            "model": config.model.model_copy(update={"base": str(base or config.model.base)}),
+            "model": config.model.model_copy(
+                update={"base": str(base or config.model.base), "vae": str(vae) if vae else config.model.vae}
+            ),
         }
     )
 

@@ -67,6 +67,8 @@ class _TrainingWatch:
 
     def _start(self, event: Event) -> None:
         self._steps = event["steps"]
+        if event.get("base"):
+            self._say(f"base: {event['base']}")
         self._say(
             f"{event['pictures']} pictures, {event['steps']} steps of {event['batch_size']} on {event['device']} "
             f"({event['precision']}, {event['optimizer']})"

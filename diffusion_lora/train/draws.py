@@ -14,8 +14,10 @@ from torch import Tensor
 from diffusion_lora.config import TrainConfig
 from diffusion_lora.data.cache import LatentCache
 from diffusion_lora.data.dataset import Dataset
+from diffusion_lora.data.views import Shown
 from diffusion_lora.diffusion.noise import perturbed, with_offset, with_pyramid
 from diffusion_lora.diffusion.timesteps import draw_timesteps
+from diffusion_lora.families.family import Sizes
 
 # Streams of numbers, apart from those of `data`. What is off draws nothing and shifts nobody else's numbers.
 _STEP, _PREVIEW = 3, 4
@@ -26,7 +28,8 @@ _OFFSET, _PYRAMID, _PERTURBATION = 20, 21, 22
 class Draw:
     """One forward pass: pictures by name, their captions (empty where dropped), latents, noise and timesteps.
 
-    `input_noise_BCHW` is what the input is made with: the noise, or more of it (`loss.input_perturbation`).
+    `sizes` is what a base may want to know of each picture's size. `input_noise_BCHW` is what the input is made with:
+    the noise, or more of it (`loss.input_perturbation`).
     `weights_B` is what each picture's loss counts, None where all count the same; `mask_B1HW` what counts of each
     latent, from 0 to 1, None where all of it does.
     """
@@ -37,6 +40,7 @@ class Draw:
     noise_BCHW: Tensor  # noqa: N815
     input_noise_BCHW: Tensor  # noqa: N815
     timesteps_B: Tensor  # noqa: N815
+    sizes: tuple[Sizes, ...]
     weights_B: Tensor | None = None  # noqa: N815
     mask_B1HW: Tensor | None = None  # noqa: N815
 
@@ -47,7 +51,8 @@ def draw_step(step: int, dataset: Dataset, latents: LatentCache, config: TrainCo
     count = size * config.train.accumulation
     chosen = dataset.select(step, count)
     generator = seeded(_STEP, config.train.seed, step)
-    x0_BCHW, mask_B1HW = latents.sample(dataset.shown(chosen), generator)
+    shown = dataset.shown(chosen)
+    x0_BCHW, mask_B1HW = latents.sample(shown, generator)
     noise_BCHW, input_noise_BCHW = _noises(torch.randn(x0_BCHW.shape, generator=generator), step, config)
     timesteps_B = draw_timesteps(config.loss, count, timesteps, generator)
     names = [dataset.items[index].name for index in chosen.indices]
@@ -62,11 +67,25 @@ def draw_step(step: int, dataset: Dataset, latents: LatentCache, config: TrainCo
             noise_BCHW[part],
             input_noise_BCHW[part],
             timesteps_B[part],
+            tuple(sizes_of(each) for each in shown[part]),
             None if weights_B is None else weights_B[part],
             None if mask_B1HW is None else mask_B1HW[part],
         )
         for part in (slice(start, start + size) for start in range(0, count, size))
     ]
+
+
+def sizes_of(shown: Shown) -> Sizes:
+    """What was done to a picture before it is shown: its own size, and what is cut off once it has the view's scale."""
+    (width, height), (target_width, target_height) = shown.item.size, shown.view.size
+    scale = max(target_width / width, target_height / height)
+    left, top = (
+        round(share * max(0.0, scale * side - target))
+        for share, side, target in zip(shown.view.crop, shown.item.size, shown.view.size, strict=True)
+    )
+    if shown.view.mirrored:
+        left = max(0, round(scale * width - target_width) - left)
+    return Sizes((height, width), (top, left), (target_height, target_width))
 
 
 def _noises(white_BCHW: Tensor, step: int, config: TrainConfig) -> tuple[Tensor, Tensor]:

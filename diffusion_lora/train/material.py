@@ -129,7 +129,7 @@ def frozen_condition(
     encode = partial(_encode_frozen, model)
     texts = TextCache(
         encode,
-        encoder=_identity(model.text_encoders.values(), encode(["a probe, 1"]).values()) if keep == "disk" else "",
+        encoder=_identity(model.text_encoders.values(), encode(["a probe, 1", ""]).values()) if keep == "disk" else "",
         keep=keep,
         store=TensorStore(cache_folder(place.folder) / "texts"),
     )

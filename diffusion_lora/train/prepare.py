@@ -76,6 +76,7 @@ def prepare(
         device=config.train.device,
         dtype=_base_dtype(config, device),
         revision=config.model.revision,
+        vae=config.model.vae,
     )
     material = open_material(config, model, scanned, place, on_problem, on_progress)
     dataset = material.dataset
@@ -154,7 +155,7 @@ def _base_dtype(config: TrainConfig, device: torch.device) -> str:
 
 
 def _notes(config: TrainConfig, model: Model, dataset: Dataset) -> tuple[str, ...]:
-    notes = []
+    notes = list(model.notes)
     long = [item.name for item in dataset.items if tokens(model, item.caption) > model.max_tokens]
     if long:
         notes.append(

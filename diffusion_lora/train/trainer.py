@@ -22,7 +22,7 @@ from diffusion_lora.config import PreviewTable, TrainConfig
 from diffusion_lora.diffusion.objective import picture_losses
 from diffusion_lora.errors import RunError
 from diffusion_lora.events import Progress, ignore, read_events
-from diffusion_lora.families.family import predict
+from diffusion_lora.families.family import predict, with_sizes
 from diffusion_lora.inbox import taken
 from diffusion_lora.lora.adapter import write_adapter
 from diffusion_lora.lora.metadata import TrainingFacts, training_metadata
@@ -89,7 +89,8 @@ def train(run: Run, config: TrainConfig, *, resume: bool = False, progress: Prog
                 )
                 noisy_BCHW = schedule.add_noise(x0_BCHW, input_noise_BCHW, timesteps_B)
                 with ready.arithmetic():
-                    prediction_BCHW = predict(ready.model, noisy_BCHW, timesteps_B, ready.condition(draw.captions))
+                    cond = with_sizes(ready.model, ready.condition(draw.captions), draw.sizes)
+                    prediction_BCHW = predict(ready.model, noisy_BCHW, timesteps_B, cond)
                 losses_B = picture_losses(
                     config.loss, schedule, prediction_BCHW, x0_BCHW, noise_BCHW, timesteps_B, draw.mask_B1HW
                 )
@@ -183,6 +184,7 @@ def _start_facts(config: TrainConfig, ready: Prepared, optimizer: Optimizer) -> 
         "steps": config.train.steps,
         "batch_size": config.train.batch_size * config.train.accumulation,
         "pictures": len(ready.dataset.items),
+        "base": f"{ready.model.name}, {ready.model.kind}",
         "device": str(ready.model.device),
         "precision": config.train.precision,
         "optimizer": optimizer.name.rpartition(".")[2],

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from diffusion_lora.config import TrainConfig, parse_train_config
-from diffusion_lora.diffusion.objective import denoising_loss, target
+from diffusion_lora.diffusion.objective import target
 from diffusion_lora.diffusion.schedule import NoiseSchedule
 from diffusion_lora.families.family import Conditioning, Model, encode_image, encode_text, load_base, predict, tokens
 from diffusion_lora.generate.engine import Engine
@@ -140,4 +140,4 @@ def _loss(model: Model, bank: AdapterBank, strength: float) -> float:
     with torch.no_grad(), bank.mix({"trained": strength}):
         cond = encode_text(model, PROMPTS * (len(timesteps) // 2))
         prediction: Any = predict(model, schedule.add_noise(x0, noise, timesteps), timesteps, cond)
-    return float(denoising_loss(prediction, target(schedule, x0, noise, timesteps)))
+    return float(torch.nn.functional.mse_loss(prediction, target(schedule, x0, noise, timesteps)))
