@@ -94,14 +94,14 @@ def open_dataset(
     *,
     size_px: int,
     factor: int,
-    index: Path | None = None,
+    indices: Path | None = None,
     report: Report = lambda problem: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     scanned: Scanned | None = None,
 ) -> Dataset:
     """The data set of a configuration, for a base of `size_px` whose latents are `factor` times smaller.
 
-    `index` is the file that keeps what was seen of pictures; `report` gets every problem of a picture. Raises
+    `indices` is the folder that keeps what was seen of pictures; `report` gets every problem of a picture. Raises
     DatasetError: no pictures, no captions, nothing that can be read.
     """
     table = config.dataset
@@ -110,7 +110,7 @@ def open_dataset(
     for problem in scanned.problems:
         report(problem)
     paths = [item.path for item in scanned.items] + [item.mask for item in scanned.items if item.mask]
-    seen = examine(paths, index, progress=progress)
+    seen = examine(paths, indices, progress=progress)
     kept: list[tuple[Item, Seen, str, Place]] = []
     for item in scanned.items:
         what = seen[item.path]

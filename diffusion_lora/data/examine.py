@@ -1,7 +1,7 @@
 """The second look at pictures: each is decoded once, hashed, and never again until its file changes. No torch.
 
-What was seen is appended to an index file, one line a picture, as soon as it is known: an interrupted pass goes on
-where it was. A line that a crash has cut is read over.
+What was seen is appended to the index of the folder, one line a picture, as soon as it is known: an interrupted pass
+goes on where it was. A line that a crash has cut is read over.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import groupby
 from pathlib import Path
 
 import imagehash
@@ -45,24 +45,34 @@ class Seen:
 
 
 def examine(
-    paths: Sequence[Path], index: Path | None, *, progress: Callable[[int, int], None] = lambda done, total: None
+    paths: Iterable[Path], indices: Path | None, *, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[Path, Seen]:
-    """What is known of each picture, from the index where the file is as it was, else by decoding it.
+    """What is known of each picture, from the index of its folder where the file is as it was, else by decoding it.
 
-    `progress(done, total)` counts the pictures that had to be decoded. Raises OutputError if the index cannot be
-    written.
+    `indices` is the folder the indices are kept in. `progress(done, total)` counts the pictures that had to be decoded.
+    Raises OutputError if an index cannot be written.
     """
-    known = _read(index) if index is not None else {}
-    stamps = {path: _stamp(path) for path in dict.fromkeys(paths)}
-    found = {path: known[key] for path, key in stamps.items() if key in known}
-    wanted = [path for path in stamps if path not in found]
+    found: dict[Path, Seen] = {}
+    wanted: list[tuple[Path, str]] = []
+    known_of: dict[Path, dict[str, Seen]] = {}
+    for path in dict.fromkeys(paths):
+        if indices is not None and path.parent not in known_of:
+            known_of[path.parent] = _read(_index_of(indices, path.parent))
+        stamp = _stamp(path)
+        known = known_of.get(path.parent, {}).get(stamp)
+        if known is not None:
+            found[path] = known
+        else:
+            wanted.append((path, stamp))
+    del known_of
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        for batch in _batches(wanted, _AT_ONCE):
-            seen = dict(zip(batch, pool.map(_look_at, batch), strict=True))
-            if index is not None:
-                _append(index, [(stamps[path], what) for path, what in seen.items()])
-            found |= seen
-            progress(len(found) - (len(stamps) - len(wanted)), len(wanted))
+        for done, batch in _batches(wanted, _AT_ONCE):
+            seen = list(zip(batch, pool.map(_look_at, [path for path, _ in batch]), strict=True))
+            if indices is not None:
+                for folder, group in groupby(seen, lambda pair: pair[0][0].parent):
+                    _append(_index_of(indices, folder), [(stamp, what) for (_, stamp), what in group])
+            found |= {path: what for (path, _), what in seen}
+            progress(done, len(wanted))
     return found
 
 
@@ -120,8 +130,8 @@ def _stamp(path: Path) -> str:
     try:
         status = path.stat()
     except OSError:
-        return f"{path}|gone"
-    return f"{path.absolute()}|{status.st_size}|{status.st_mtime_ns}"
+        return f"{path.name}|gone"
+    return f"{path.name}|{status.st_size}|{status.st_mtime_ns}"
 
 
 def _read(index: Path) -> dict[str, Seen]:
@@ -152,7 +162,14 @@ def _append(index: Path, seen: Iterable[tuple[str, Seen]]) -> None:
         raise cannot_write(index, error) from error
 
 
-def _batches(paths: Sequence[Path], size: int) -> Iterator[list[Path]]:
-    rest = iter(paths)
-    while batch := list(islice(rest, size)):
-        yield batch
+def _index_of(indices: Path, folder: Path) -> Path:
+    return (
+        indices / f"{hashlib.sha256(str(folder.absolute()).encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.jsonl"
+    )
+
+
+def _batches(wanted: Sequence[tuple[Path, str]], size: int) -> Iterator[tuple[int, Sequence[tuple[Path, str]]]]:
+    """(how many will be done then, the next of them)."""
+    for start in range(0, len(wanted), size):
+        batch = wanted[start : start + size]
+        yield start + len(batch), batch

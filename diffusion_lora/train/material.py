@@ -81,7 +81,7 @@ def open_material(
         config,
         size_px=size_px,
         factor=factor,
-        index=kept / "pictures.jsonl" if table.cache == "disk" else None,
+        indices=kept / "pictures" if table.cache == "disk" else None,
         report=problems.append,
         progress=paced("looking at pictures", on_progress),
         scanned=scanned,
