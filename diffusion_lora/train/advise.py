@@ -76,7 +76,7 @@ def gradient_needs(
     for number, group in enumerate(groups):
         with _summed(group) as sums:
             for step in range(steps):
-                for draw in draw_step(step, ready.cache, config, ready.schedule.timesteps):
+                for draw in draw_step(step, ready.dataset, ready.latents, config, ready.schedule.timesteps):
                     _loss(config, ready, draw).backward()
                 progress(number * steps + step + 1, len(groups) * steps)
             for key, total in sums.items():
@@ -102,7 +102,12 @@ def _loss(config: TrainConfig, ready: Prepared, draw: Draw) -> Tensor:
     noisy_BCHW = schedule.add_noise(x0_BCHW, input_noise_BCHW, timesteps_B)
     with ready.arithmetic():
         prediction_BCHW = predict(ready.model, noisy_BCHW, timesteps_B, ready.condition(draw.captions))
-    loss = picture_losses(config.loss, schedule, prediction_BCHW, x0_BCHW, noise_BCHW, timesteps_B).mean()
+    losses_B = picture_losses(
+        config.loss, schedule, prediction_BCHW, x0_BCHW, noise_BCHW, timesteps_B, draw.mask_B1HW
+    )
+    if draw.weights_B is not None:
+        losses_B = losses_B * draw.weights_B.to(device)
+    loss = losses_B.mean()
     return loss * _FP16_FACTOR if config.train.precision == "fp16" else loss
 
 

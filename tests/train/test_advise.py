@@ -124,7 +124,7 @@ def test_the_gradients_are_those_of_the_whole_weights(config: TrainConfig, group
     for site in sites.values():
         site.weight.requires_grad_()
     for step in range(2):
-        for draw in draw_step(step, ready.cache, config, ready.schedule.timesteps):
+        for draw in draw_step(step, ready.dataset, ready.latents, config, ready.schedule.timesteps):
             _loss(config, ready, draw).backward()
     for key, site in sites.items():
         assert site.weight.grad is not None
@@ -141,7 +141,9 @@ def test_what_is_not_trained_gets_no_advice(config: TrainConfig) -> None:
 def test_a_gradient_that_is_not_finite_is_told(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     ready = prepare(config, lambda *_: None)
     sites = {key: site for key, site in find_sites(ready.model.components).items() if key in ready.adapter.layers}
-    ready.cache.mean.fill_(float("nan"))
+    for step in range(2):
+        for shown in ready.dataset.shown(ready.dataset.select(step, config.train.batch_size)):
+            ready.latents.of(shown).mean.fill_(float("nan"))
     with pytest.raises(RunError, match=r'is not finite: try --set train\.precision="fp32"'):
         gradient_needs(config, ready, sites, 1)
 
