@@ -38,6 +38,9 @@ __all__ = [
 
 # TOML has no null, and the file in a run folder leaves nothing out: an empty text, or a zero, stands for "not set".
 Text = Annotated[str | None, BeforeValidator(lambda value: None if value == "" else value)]
+Word = Annotated[
+    Annotated[str, Field(pattern=r"^[\w-]+$")] | None, BeforeValidator(lambda value: None if value == "" else value)
+]
 Gamma = Annotated[
     Annotated[float, Field(gt=0)] | None,
     BeforeValidator(lambda value: None if value == 0 and not isinstance(value, bool) else value),
@@ -200,6 +203,19 @@ class LoraTable(Table):
     )
 
 
+class WordTable(Table):
+    """A new word that is learned together with the adapter (pivotal tuning); rates are optimizer.word_lr and so on."""
+
+    text: Word = Field(
+        default=None, description="the word, letters and digits, as captions and prompts spell it; empty = none"
+    )
+    vectors: Annotated[int, Field(ge=1, le=16)] = Field(default=2, description="vectors it has in each text encoder")
+    initial: Text = Field(default=None, description="words whose vectors it starts from, say person; empty = random")
+    bundle: bool = Field(
+        default=True, description="it goes into the LoRA file too (A1111, Forge), which diffusers then refuses"
+    )
+
+
 class TrainTable(Table):
     """Length, batch and arithmetic."""
 
@@ -324,6 +340,7 @@ class TrainConfig(Table):
     model: ModelTable = ModelTable()
     dataset: DatasetTable
     lora: LoraTable = LoraTable()
+    word: WordTable = WordTable()
     train: TrainTable = TrainTable()
     optimizer: OptimizerTable = OptimizerTable()
     loss: LossTable = LossTable()
@@ -416,14 +433,17 @@ def _contradiction(config: TrainConfig) -> str | None:
     optimizer = config.optimizer
     if config.lora.dora != "off" and config.lora.initial == "pissa":
         return 'lora.dora and lora.initial = "pissa" exclude each other: choose one of them'
+    if config.word.text and optimizer.word_lr == 0:
+        return "optimizer.word_lr = 0 would leave the word as it starts: set it above 0, or word.text empty"
     if config.loss.debiased and config.loss.min_snr_gamma is not None:
         return "loss.debiased and loss.min_snr_gamma both weigh the timesteps: set loss.min_snr_gamma = 0"
     if optimizer.name == "prodigy":
-        low = next((key for key in ("lr", "text_lr") if 0 < getattr(optimizer, key) < 0.01), None)
+        keys = ("lr", "text_lr", "word_lr") if config.word.text else ("lr", "text_lr")
+        low = next((key for key in keys if 0 < getattr(optimizer, key) < 0.01), None)
         if low:
             return (
                 f"optimizer.{low} = {getattr(optimizer, low)} is a factor for prodigy, which finds the rate itself: "
-                "set optimizer.lr = 1 and optimizer.text_lr = 1 (or 0, to leave the text encoder out)"
+                f"set {' and '.join(f'optimizer.{key} = 1' for key in keys)} (or text_lr = 0)"
             )
         if optimizer.lora_plus != 1 or optimizer.block_lrs:
             return "prodigy finds rates itself: set optimizer.lora_plus = 1 and optimizer.block_lrs = {}"

@@ -7,6 +7,7 @@
     checkpoints/    states from which the run goes on exactly
     previews/       pictures drawn on the way
     adapter.safetensors
+    embeddings/     the word that was learned with it, for programs that load it alone
     inbox/          what others ask of the process at work (see `inbox`)
     run.lock        held by the process at work; run.lock.json says which one
     console.txt     what a process started by the queue printed
@@ -99,6 +100,10 @@ class Run:
             write_atomically(folder / f"config.{number}.toml", (folder / "config.toml").read_bytes())
             write_atomically(folder / "config.toml", to_toml(config).encode())
         return cls(folder, config)
+
+    def embedding_path(self, word: str) -> Path:
+        """The file of a learned word alone; its name is the word, as programs that load it have it."""
+        return self.folder / "embeddings" / f"{word}.safetensors"
 
     @property
     def adapter_path(self) -> Path:

@@ -92,6 +92,7 @@ class Model:
     zero_empty_prompt: bool = False
     file: Path | None = None
     notes: list[str] = field(default_factory=list)
+    words: dict[str, str] = field(default_factory=dict)  # learned ones, as `learned_words` spells them
 
     @property
     def kind(self) -> str:

@@ -25,11 +25,12 @@ from diffusion_lora.lora.formats import peft
 from diffusion_lora.lora.formats.foreign import by_reason
 from diffusion_lora.lora.formats.forms import ALPHA, MAGNITUDE
 from diffusion_lora.lora.formats.reading import LayerNames, cross_attention_width, layout_of, read_names
+from diffusion_lora.lora.formats.words import alone_name, bundled_name
 from diffusion_lora.lora.header import read_header, shown, with_metadata
 from diffusion_lora.lora.metadata import completed
 from diffusion_lora.lora.tensors import read_tensors
 from diffusion_lora.lora.weights import AdapterLayer, Full, LoHa, LoKr, LowRank, Weights, from_tensors
-from diffusion_lora.run import write_atomically
+from diffusion_lora.run import cannot_write, write_atomically
 
 __all__ = ["Adapter", "AdapterLayer", "Full", "LoHa", "LoKr", "LowRank", "Weights", "read_adapter", "write_adapter"]
 
@@ -43,13 +44,15 @@ class Adapter:
     """Layers by key (`unet.mid_block_attentions_0_proj_in`, `te.encoder_layers_0_self_attn_q_proj`) and metadata.
 
     `format` names the spelling of the file it was read from; `unread` holds the tensors of that file that are not in
-    it, by name, each with the reason.
+    it, by name, each with the reason. `words` are the words learned with it (textual inversion): for each the vectors
+    ``[n, width]`` of every text encoder, {"zib": {"te": ...}}.
     """
 
     layers: Mapping[str, Weights]
     metadata: Mapping[str, str]
     format: str = "kohya"
     unread: Mapping[str, str] = field(default_factory=dict)
+    words: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property
     def rank(self) -> int | None:
@@ -95,9 +98,16 @@ class Adapter:
         return (f"{len(self.unread)} tensors of its file are not read: {by_reason(self.unread)}",)
 
     def allclose(self, other: Adapter, *, rtol: float = 0.0, atol: float = 0.0) -> bool:
-        """Same layers, forms, shapes and scales, and the same numbers within the tolerance (by default exactly)."""
-        return self.layers.keys() == other.layers.keys() and all(
-            layer.same_as(other.layers[key], rtol, atol) for key, layer in self.layers.items()
+        """Same layers, forms, shapes, scales, words, and the same numbers within the tolerance (by default exactly)."""
+        mine, theirs = (
+            {(word, part): tensor for word, parts in adapter.words.items() for part, tensor in parts.items()}
+            for adapter in (self, other)
+        )
+        return (
+            self.layers.keys() == other.layers.keys()
+            and all(layer.same_as(other.layers[key], rtol, atol) for key, layer in self.layers.items())
+            and mine.keys() == theirs.keys()
+            and all(torch.allclose(mine[key].float(), theirs[key].float(), rtol=rtol, atol=atol) for key in mine)
         )
 
 
@@ -129,10 +139,17 @@ def write_adapter(adapter: Adapter, path: Path, dtype: Dtype | None = "fp16", fo
     path = Path(path)
     metadata = completed(adapter.metadata, adapter.layout, adapter.rank, adapter.alpha, adapter.kinds)
     if form == "peft":
+        if adapter.words:
+            raise OutputError(
+                f"{path} is not written: a PEFT file cannot hold the learned word {', '.join(adapter.words)}; write a "
+                "kohya file"
+            )
         named, settings = peft_tensors(adapter.layers)
         metadata |= {peft.METADATA_KEY: settings, "format": "pt"}
     else:
         named = kohya_tensors(adapter.layers)
+        for word, parts in adapter.words.items():
+            named |= {bundled_name(word, component): tensor for component, tensor in parts.items()}
         metadata.pop(peft.METADATA_KEY, None)  # diffusers refuses files that say the scale twice
     tensors: dict[str, Tensor] = {}
     places: set[int] = set()
@@ -143,6 +160,19 @@ def write_adapter(adapter: Adapter, path: Path, dtype: Dtype | None = "fp16", fo
     blob, model_hash = _serialise(tensors, metadata)
     write_atomically(path, blob)
     return model_hash
+
+
+def write_word(vectors: Mapping[str, Tensor], path: Path, dtype: Dtype = "fp32") -> None:
+    """A learned word as a file of its own, by component; its name is the file's, as all programs have it.
+
+    Raises OutputError as `write_adapter` does.
+    """
+    tensors = {alone_name(part): _as_saved(path, alone_name(part), tensor, dtype) for part, tensor in vectors.items()}
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path.parent, error) from error
+    write_atomically(path, safetensors.torch.save(tensors))
 
 
 def _serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, str]:
@@ -178,12 +208,16 @@ def _read_file(path: Path, finite: bool, config: peft.Settings | None) -> Adapte
     header = read_header(path)
     reading = read_names(header, config)
     wanted = {name for layer in reading.layers.values() for name in layer.tensors.values()}
+    wanted |= {name for parts in reading.words.values() for name in parts.values()}
     tensors = read_tensors(header, wanted)
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or (finite and not _is_finite(tensor)):
             raise AdapterFileError(f"{path} is damaged: {shown(name)} holds values that are not finite numbers")
     layers = {key: _read_layer(path, key, layer, tensors) for key, layer in reading.layers.items()}
-    return Adapter(layers, header.metadata, reading.format, reading.unread)
+    words = {
+        word: {component: tensors[name] for component, name in parts.items()} for word, parts in reading.words.items()
+    }
+    return Adapter(layers, header.metadata, reading.format, reading.unread, words)
 
 
 def _read_layer(path: Path, key: str, names: LayerNames, tensors: Mapping[str, Tensor]) -> Weights:

@@ -103,7 +103,7 @@ def resize(adapter: Adapter, cut: Cut, dtype: torch.dtype | None = None) -> Resu
     layers = {key: replace(layer, magnitude=adapter.layers[key].magnitude) for key, layer in layers.items()}
     metadata = lineage.of_resized(adapter.metadata, form_of(layers))
     notes = (*_dora_notes(adapter), *_bias_notes([adapter]))
-    return Result(Adapter(layers, metadata), tuple(losses), notes)
+    return Result(Adapter(layers, metadata, words=adapter.words), tuple(losses), notes)
 
 
 def merge(
@@ -154,8 +154,21 @@ def merge(
         layers, losses = make_plain(parts, ranks, dtype, {})
     sources = [(f"{term.name}:{term.strength:g}", term.adapter.metadata) for term in terms]
     metadata = lineage.of_merged(sources, form_of(layers), how)
-    notes = (*_base_notes(terms), *_absence_notes(terms), *_bias_notes([term.adapter for term in terms]))
-    return Result(Adapter(layers, metadata), tuple(losses), notes)
+    words, word_notes = _words_of(terms)
+    notes = (*_base_notes(terms), *_absence_notes(terms), *_bias_notes([term.adapter for term in terms]), *word_notes)
+    return Result(Adapter(layers, metadata, words=words), tuple(losses), notes)
+
+
+def _words_of(terms: Sequence[Term]) -> tuple[dict[str, Mapping[str, Tensor]], list[str]]:
+    """The learned words of all terms; one that several know is the first one's, which is told."""
+    words: dict[str, Mapping[str, Tensor]] = {}
+    notes = []
+    for term in terms:
+        for word, vectors in term.adapter.words.items():
+            if word in words:
+                notes.append(f"the learned word {word!r} of {term.name} is left out: another one has it too")
+            words.setdefault(word, vectors)
+    return words, notes
 
 
 def dtype_of(adapters: Sequence[Adapter]) -> torch.dtype:

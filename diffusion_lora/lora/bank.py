@@ -110,8 +110,11 @@ class AdapterBank:
         *,
         blocks: Sequence[str] | Sequence[int] = (),
         recipe: Recipe = PLAIN,
+        words: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> TrainableAdapter:
         """A new adapter to train, at strength 1 outside `mix`; every base weight is frozen.
+
+        `words` are the first vectors of words to be learned with it, which the model is taught elsewhere.
 
         It changes nothing yet, so the model starts as the base. ConfigError when the rank is below 1 or targets, blocks
         (`inject.select_sites`) or patterns are wrong; ValueError when the name is taken.
@@ -126,7 +129,7 @@ class AdapterBank:
         paths = [site.path for site in self._sites.values() if site.component == "unet"]
         apart = blocks_apart(block_names(paths), recipe.blocks_apart) if recipe.blocks_apart else None
         trained = new_trainable(
-            name, sites, rank, alpha, seed, sum(parameter.numel() for parameter in base), recipe, apart
+            name, sites, rank, alpha, seed, sum(parameter.numel() for parameter in base), recipe, apart, words
         )
         self._trained[name] = trained
         self._restack(trained.layers)

@@ -176,6 +176,7 @@ class TrainableAdapter:
     report: Report
     clock: Clock
     leaves: Mapping[str, tuple[Tensor, ...]]
+    words: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # being learned, in the segment "word"
     budget: RankBudget | None = None
 
     def zero_grad(self) -> None:
@@ -213,7 +214,9 @@ class TrainableAdapter:
 
     def adapter(self, metadata: Mapping[str, str] | None = None) -> Adapter:
         """A copy of the present state on the CPU, fp32."""
-        return Adapter({key: layer.weights() for key, layer in self.layers.items()}, dict(metadata or {}))
+        layers = {key: layer.weights() for key, layer in self.layers.items()}
+        words = {word: {part: _copy(view) for part, view in parts.items()} for word, parts in self.words.items()}
+        return Adapter(layers, dict(metadata or {}), words=words)
 
 
 def new_trainable(
@@ -225,10 +228,12 @@ def new_trainable(
     base_parameters: int,
     recipe: Recipe = PLAIN,
     apart: Mapping[str, str] | None = None,
+    words: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> TrainableAdapter:
     """A fresh adapter for these layers, which changes nothing yet.
 
-    `apart` gives paths of the UNet the block in whose segment they go.
+    `apart` gives paths of the UNet the block in whose segment they go, `words` the first vectors of words to be learned
+    with it, by word and text encoder.
 
     A layer's numbers depend on the seed and its key alone, so a wider choice of layers does not change them.
     ConfigError when a pattern for ranks or alphas is broken or matches none of the layers.
@@ -248,15 +253,21 @@ def new_trainable(
         slots.setdefault(up_group, []).append((key, "up", up_shape))
         if axis is not None:
             slots[group].append((key, "offset", (site.weight.shape[axis],)))
+    first_vectors = {(word, part): first for word, parts in (words or {}).items() for part, first in parts.items()}
+    if first_vectors:
+        slots["word"] = [(*slot, tuple(vectors.shape)) for slot, vectors in first_vectors.items()]
+    device = next(iter(sites.values())).weight.device
     segments: dict[str, nn.Parameter] = {}
     leaves_of: dict[str, tuple[Tensor, ...]] = {}
     leaves: dict[tuple[str, str], Tensor] = {}
     for group, lying in slots.items():
-        device = sites[lying[0][0]].weight.device
         segments[group], views = _flat_buffer([shape for _, _, shape in lying], device)
         leaves_of[group] = tuple(views)
         leaves |= {(key, role): view for (key, role, _), view in zip(lying, views, strict=True)}
 
+    with torch.no_grad():
+        for slot, vectors in first_vectors.items():
+            leaves[slot].copy_(vectors)
     clock = Clock()
     layers = {}
     for key, site in sites.items():
@@ -274,7 +285,8 @@ def new_trainable(
     parameters = sum(leaf.numel() for leaf in leaves.values())
     report = Report(len(layers), parameters, base_parameters)
     budget = _budget(layers, sum(rank for rank, _ in wanted.values()), recipe.span) if recipe.adaptive_rank else None
-    return TrainableAdapter(name, segments, layers, report, clock, leaves_of, budget)
+    learned = {word: {part: leaves[word, part] for part in parts} for word, parts in (words or {}).items()}
+    return TrainableAdapter(name, segments, layers, report, clock, leaves_of, learned, budget)
 
 
 def _begin(

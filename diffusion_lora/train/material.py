@@ -116,11 +116,6 @@ def picture_size_px(config: TrainConfig, model: Model) -> int:
     return size_px
 
 
-def trained_condition(model: Model) -> Condition:
-    """Captions through a text encoder that is trained: each distinct one once a pass, with gradients."""
-    return partial(_encode_distinct, model)
-
-
 def frozen_condition(
     config: TrainConfig, model: Model, dataset: Dataset, place: Place, on_progress: OnProgress
 ) -> Condition:
@@ -176,11 +171,6 @@ def paced(what: str, on_progress: OnProgress) -> Callable[[int, int], None]:
             on_progress(what, done, total)
 
     return show
-
-
-def _encode_distinct(model: Model, captions: Sequence[str]) -> Conditioning:
-    rows = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
-    return encode_text(model, list(rows))[[rows[caption] for caption in captions]]
 
 
 @torch.no_grad()

@@ -131,7 +131,10 @@ def build_optimizer(
     parts = {}
     for segment, rate in rates.items():
         params = [segments[segment]] if whole or matrices is None else list(matrices[segment])
-        parts[segment] = make([{"params": params, "lr": rate, "base_lr": rate, "component": segment}])
+        group: Group = {"params": params, "lr": rate, "base_lr": rate, "component": segment}
+        if segment == "word":
+            group["weight_decay"] = 0.0  # a vector near 0 would be no word
+        parts[segment] = make([group])
         if table.name == "schedule-free":
             parts[segment].train()  # type: ignore[attr-defined]
     ema = Ema({segment: segments[segment] for segment in parts}, table.ema_decay) if table.ema_decay else None

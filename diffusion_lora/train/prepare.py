@@ -26,6 +26,7 @@ from diffusion_lora.lora.bank import AdapterBank
 from diffusion_lora.lora.dropout import DropoutRates
 from diffusion_lora.lora.trainable import Recipe, TrainableAdapter
 from diffusion_lora.train.arithmetic import arithmetic
+from diffusion_lora.train.conditioning import learning, teach, text_learns, words_to_learn
 from diffusion_lora.train.material import (
     NOWHERE,
     Condition,
@@ -34,7 +35,6 @@ from diffusion_lora.train.material import (
     Place,
     frozen_condition,
     open_material,
-    trained_condition,
 )
 
 
@@ -92,9 +92,10 @@ def prepare(
         seed=config.train.seed,
         blocks=config.lora.blocks,
         recipe=_recipe(config),
+        words=words_to_learn(config, model),
     )
+    teach(model, adapter.words)
     schedule = _schedule(config, model).to(device)
-    text_is_trained = "te" in adapter.segments and config.optimizer.text_lr > 0
     largest = max(math.prod(bucket.size) for bucket in dataset.buckets) // model.vae_factor**2
     return Prepared(
         model=model,
@@ -103,8 +104,8 @@ def prepare(
         dataset=dataset,
         latents=material.latents,
         schedule=schedule,
-        condition=trained_condition(model)
-        if text_is_trained
+        condition=learning(config, model, adapter)
+        if text_learns(config, adapter)
         else frozen_condition(config, model, dataset, place, on_progress),
         arithmetic=partial(_forward_pass, adapter, config, device, largest),
         notes=(*material.notes, *_notes(config, model, dataset)),
@@ -173,7 +174,8 @@ def _notes(config: TrainConfig, model: Model, dataset: Dataset) -> tuple[str, ..
         )
     if config.lora.initial == "pissa":
         notes.append("the saved file has twice the rank: it takes the part of the base off that PiSSA started from")
-    word = config.output.trigger_word
-    if word and not config.dataset.add_trigger and not any(word in item.caption for item in dataset.items):
-        notes.append(f"the trigger word {word!r} stands in no caption, so it will call up nothing")
+    for what, word in (("trigger", config.output.trigger_word), ("learned", config.word.text)):
+        added = what == "trigger" and config.dataset.add_trigger
+        if word and not added and not any(word.lower() in item.caption.lower() for item in dataset.items):
+            notes.append(f"the {what} word {word!r} stands in no caption, so it will call up nothing")
     return tuple(notes)

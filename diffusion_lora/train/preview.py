@@ -14,6 +14,7 @@ from torch import Tensor
 from diffusion_lora.config import PreviewTable
 from diffusion_lora.diffusion.sampler import ddim
 from diffusion_lora.families.family import Conditioning, decode, encode_text, predict
+from diffusion_lora.families.learned_words import spelled
 from diffusion_lora.run import Run, write_atomically
 from diffusion_lora.train.draws import preview_noise
 from diffusion_lora.train.material import picture_size_px
@@ -31,7 +32,8 @@ def draw_previews(run: Run, ready: Prepared, table: PreviewTable, step: int) -> 
     shape_CHW = model.latent_shape(side_px, side_px)
     noise_BCHW = torch.stack([preview_noise(shape_CHW, table.seed + index) for index in range(count)])
     with ready.arithmetic():
-        cond = Conditioning.cat([encode_text(model, [""] * count), encode_text(model, table.prompts)])
+        prompts = [spelled(model, prompt, {word: word for word in ready.adapter.words}) for prompt in table.prompts]
+        cond = Conditioning.cat([encode_text(model, [""] * count), encode_text(model, prompts)])
 
     def guided(x_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         with ready.arithmetic():

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from diffusion_lora.errors import RunError
 from diffusion_lora.events import Progress, ignore, read_events
 from diffusion_lora.families.family import predict, with_sizes
 from diffusion_lora.inbox import taken
-from diffusion_lora.lora.adapter import write_adapter
+from diffusion_lora.lora.adapter import write_adapter, write_word
 from diffusion_lora.lora.metadata import TrainingFacts, training_metadata
 from diffusion_lora.run import Run
 from diffusion_lora.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -128,6 +129,7 @@ def train(run: Run, config: TrainConfig, *, resume: bool = False, progress: Prog
                 loss=loss_value,
                 lr=rates.get("unet", 0.0),
                 text_lr=rates.get("te", 0.0),
+                **({"word_lr": rates["word"]} if "word" in rates else {}),
                 grad_norm=norm_value if math.isfinite(norm_value) else str(norm_value),
                 pictures_per_s=round(pictures_per_step / seconds_per_step, 2) if done > 1 else None,
                 seconds_left=round(seconds_per_step * (steps - step), 1) if done > 1 else None,
@@ -167,7 +169,10 @@ def _write_adapter(
     metadata = training_metadata(config, _facts(run, config, ready, optimizer, step))
     with optimizer.averaged():
         adapter = ready.bank.export(ready.adapter.name, metadata)
-    write_adapter(adapter, run.adapter_path, config.output.dtype)
+    for word, vectors in adapter.words.items():
+        write_word(vectors, run.embedding_path(word))
+    kept = adapter if config.word.bundle else replace(adapter, words={})
+    write_adapter(kept, run.adapter_path, config.output.dtype)
 
 
 def _previews(config: TrainConfig, ready: Prepared) -> PreviewTable:

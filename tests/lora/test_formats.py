@@ -236,7 +236,7 @@ def test_what_is_left_out_is_named_with_its_reason() -> None:
     """Other tools say it in a console line, or not at all."""
     strangers = {
         "lora_unet_conv_in.w_norm": "normalisation",
-        "bundle_emb.mine.string_to_param": "embedding",
+        "bundle_emb.mine.something": "embedding",
         "lora_unet_conv_out.oft_blocks": "OFT",
         "lora_unet_conv_out.alpha": "known",
         "lora_unet_something.lora_up.weight": "known",

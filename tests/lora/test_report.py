@@ -101,7 +101,7 @@ def test_broken_and_idle_layers_are_named(tmp_path: Path) -> None:
 def test_what_is_left_out_is_loud(tmp_path: Path) -> None:
     path, _ = spellings.kohya(tmp_path)
     tensors = safetensors.torch.load_file(path)
-    tensors |= {"bundle_emb.x.string_to_param": torch.ones(1, 768), "lora_unet_conv_in.w_norm": torch.ones(4)}
+    tensors |= {"bundle_emb.x.something": torch.ones(1, 768), "lora_unet_conv_in.w_norm": torch.ones(4)}
     tensors |= {"lora_unet_conv_out.w_norm": torch.ones(4)}
     safetensors.torch.save_file(tensors, path)
     report = report_of(path)

@@ -20,6 +20,7 @@ from diffusion_lora.layouts.layout import SDXL, Layout, layout_of_width
 from diffusion_lora.lora.formats import foreign, peft
 from diffusion_lora.lora.formats.forms import ALPHA, DOWN, MAGNITUDE, Form, form_of, kind_of
 from diffusion_lora.lora.formats.names import PEFT_MAGNITUDE, Name, parse
+from diffusion_lora.lora.formats.words import read_bundle
 from diffusion_lora.lora.header import Header, shown
 
 _BIG_TRANSFORMER = re.compile(r"_transformer_blocks_([2-9]|\d\d)_")
@@ -46,16 +47,20 @@ class LayerNames:
 
 @dataclass(frozen=True)
 class Reading:
-    """`format` is the spelling that most names have; `unread` holds the tensors left out, each with the reason."""
+    """`format` is the spelling that most names have; `unread` holds the tensors left out, each with the reason.
+
+    `words` are the learned words bundled with the layers: word -> component -> tensor.
+    """
 
     format: str
     layers: Mapping[str, LayerNames]
     unread: Mapping[str, str] = field(default_factory=dict)
+    words: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def matched(self) -> int:
-        """Tensors that belong to a layer."""
-        return sum(len(layer.tensors) for layer in self.layers.values())
+        """Tensors that belong to a layer or a word."""
+        return sum(map(len, (*(layer.tensors for layer in self.layers.values()), *self.words.values())))
 
     @property
     def layout(self) -> Layout | None:
@@ -91,6 +96,8 @@ def read_names(header: Header, config: peft.Settings | None = None) -> Reading:
         if layer is not None:
             layers[key] = _with_settings(layer, modules[key], settings, config)
     read = {name for layer in layers.values() for name in layer.tensors.values()}
+    words = read_bundle(tensors) if layers else {}
+    read |= {name for parts in words.values() for name in parts.values()}
     unread = [name for name in tensors if name not in read]
     if not layers or foreign.of_a_transformer(unread):  # Flux files have the text encoder of SD 1 too
         _refuse(header.path, unread)
@@ -99,6 +106,7 @@ def read_names(header: Header, config: peft.Settings | None = None) -> Reading:
         format=spellings.most_common(1)[0][0],
         layers=layers,
         unread={name: foreign.reason(name) for name in unread},
+        words=words,
     )
 
 
