@@ -57,6 +57,9 @@ _Settings = Annotated[
 ]
 _TrainConfig = Annotated[str, typer.Argument(metavar="CONFIG.toml", help="A file, or a shipped one: pocket-style.")]
 _TrainSteps = Annotated[int | None, typer.Option("--steps", metavar="N", help="Short for --set train.steps=N.")]
+_FromStep = Annotated[
+    int | None, typer.Option("--from-step", min=1, metavar="N", help="Go on from the checkpoint of this step.")
+]
 _Device = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (mps is untested).")]
 _Base = Annotated[str, typer.Option(metavar="NAME", help="pocket, a diffusers folder, a checkpoint file, or a hub id.")]
 _Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Of a hub id: a branch, tag or commit.")]
@@ -101,6 +104,7 @@ def train(
     steps: _TrainSteps = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; by default runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in DIR.")] = False,
+    from_step: _FromStep = None,
     device: _Device = None,
 ) -> None:
     """Train a LoRA: DIR/adapter.safetensors."""
@@ -108,17 +112,20 @@ def train(
 
     settled = _settled(config, settings, steps, device)
     folder = out or Path("runs", settled.output.name)
-    _train(Run.resume(folder, settled) if resume else Run.create(folder, settled), resume=resume)
+    resume = resume or from_step is not None
+    made = Run.resume(folder, settled) if resume else Run.create(folder, settled)
+    _train(made, resume=resume, from_step=from_step)
 
 
 @app.command()
 def run(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")],
+    from_step: _FromStep = None,
 ) -> None:
     """Carry out the run in a folder, from its newest checkpoint if there is one."""
     from diffusion_lora.run import Run
 
-    _train(Run.open(folder), resume=True)
+    _train(Run.open(folder), resume=True, from_step=from_step)
 
 
 @app.command()
@@ -416,14 +423,16 @@ def _settled(config: str, settings: list[str] | None, steps: int | None, device:
     return load_train_config(_config_path(config), overrides)
 
 
-def _train(run: "Run", *, resume: bool) -> None:
+def _train(run: "Run", *, resume: bool, from_step: int | None = None) -> None:
     from diffusion_lora.faces.progress import watch_training
     from diffusion_lora.train.carry_out import carry_out
+    from diffusion_lora.train.team import is_leader
 
     console = _console()
     with watch_training(console) as progress:
-        path = carry_out(run, resume=resume, progress=progress)
-    _say(console, f"adapter: {path}")
+        path = carry_out(run, resume=resume, from_step=from_step, progress=progress)
+    if is_leader():
+        _say(console, f"adapter: {path}")
 
 
 def _queue(workspace: Path | None) -> "Queue":

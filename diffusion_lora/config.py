@@ -22,6 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from diffusion_lora.errors import ConfigError
+from diffusion_lora.sweep import combinations, flattened
 
 __all__ = [
     "TrainConfig",
@@ -34,6 +35,7 @@ __all__ = [
     "shipped",
     "shipped_names",
     "to_toml",
+    "variants",
 ]
 
 # TOML has no null, and the file in a run folder leaves nothing out: an empty text, or a zero, stands for "not set".
@@ -66,6 +68,9 @@ class ModelTable(Table):
     vae: Text = Field(default=None, description="an autoencoder in place of the base's own: file, folder or hub id")
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         default="auto", description="storage of the frozen weights; auto = bf16 on CUDA, else fp32"
+    )
+    fold: tuple[tuple[Annotated[str, Field(min_length=1)], float], ...] = Field(
+        default=(), description='LoRAs that are part of the base while training, by strength: [["style", 0.8]]'
     )
 
 
@@ -156,6 +161,7 @@ class DatasetTable(Table):
 class LoraTable(Table):
     """The adapter."""
 
+    start_from: Text = Field(default=None, description="a LoRA file to start from, instead of from nothing")
     rank: Count = Field(default=16, description="rank of every pair of matrices")
     alpha: float = Field(default=16.0, gt=0, description="the adapter's scale is alpha / rank")
     targets: (
@@ -309,6 +315,10 @@ class CheckpointTable(Table):
     every: Every = Field(default=0, description="steps between checkpoints; 0 = only at the end and when stopped")
     keep: Count = Field(default=2, description="newest checkpoints that are kept")
 
+    def due(self, step: int) -> bool:
+        """Whether one is saved after this many steps."""
+        return bool(self.every) and step % self.every == 0
+
 
 class PreviewTable(Table):
     """Pictures drawn while training."""
@@ -318,6 +328,10 @@ class PreviewTable(Table):
     steps: Count = Field(default=20, description="sampling steps")
     guidance: float = Field(default=4.0, ge=0, description="classifier-free guidance scale")
     seed: int = Field(default=1, ge=0, lt=2**63, description="picture i starts from the noise of seed + i")
+
+    def due(self, step: int) -> bool:
+        """Whether they are drawn after this many steps."""
+        return bool(self.every and self.prompts) and step % self.every == 0
 
 
 class OutputTable(Table):
@@ -347,6 +361,9 @@ class TrainConfig(Table):
     checkpoint: CheckpointTable = CheckpointTable()
     preview: PreviewTable = PreviewTable()
     output: OutputTable = OutputTable()
+    sweep: dict[str, tuple[Any, ...]] = Field(
+        default={}, description="settings with several values: an adapter for each, trained side by side"
+    )
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -355,9 +372,9 @@ class TrainConfig(Table):
 def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a TOML file, apply `table.key=value` overrides and check everything.
 
-    A relative `dataset.path` (or a `model.base` that is a folder) is looked up beside the file, in the working
-    directory and among the shipped files, and made absolute; one that is found nowhere stays as written, for the
-    reader of pictures to complain about.
+    A relative `dataset.path` (or a `model.base` that is a folder, or a LoRA's file) is looked up beside the file, in
+    the working directory and among the shipped files, and made absolute; one that is found nowhere stays as written,
+    for its reader to complain about.
 
     Raises ConfigError.
     """
@@ -383,15 +400,10 @@ def parse_train_config(
         key, value = _parse_override(override)
         origins[key] = f"--set {override}"
         _assign(tree, key, value, origin=origins[key])
-    try:
-        config = TrainConfig.model_validate(_tuples(tree))
-    except ValidationError as error:
-        raise ConfigError(_sentence(error, tree, source, origins)) from None
-    if config.optimizer.lr == 0 and (config.optimizer.text_lr == 0 or config.lora.text_targets == "none"):
-        raise ConfigError(f"{source}: optimizer.lr and optimizer.text_lr leave nothing to train: set one above 0")
-    _check_adaptive(config.lora, source)
-    if (why := _contradiction(config)) is not None:
-        raise ConfigError(f"{source}: {why}")
+    if "sweep" in tree:
+        tree["sweep"] = flattened(tree["sweep"], source)
+    config = _validated(tree, source, origins)
+    variants(config, source=source)
     if not (config.dataset.path or config.dataset.sources):
         raise ConfigError(f"{source}: dataset.path is missing: {_field('dataset.path').description}")
     dataset_path = resolve_path(config.dataset.path, beside) if config.dataset.path else None
@@ -401,16 +413,66 @@ def parse_train_config(
     )
     base = config.model.base if config.model.base == "pocket" else resolve_path(config.model.base, beside)
     vae = resolve_path(config.model.vae, beside) if config.model.vae else None
+    fold = tuple((_lora_path(file, beside), strength) for file, strength in config.model.fold)
+    start_from = config.lora.start_from and _lora_path(config.lora.start_from, beside)
+    sweep = {
+        key: tuple(value and _lora_path(value, beside) for value in values) if key == "lora.start_from" else values
+        for key, values in config.sweep.items()
+    }
     return config.model_copy(
         update={
             "dataset": config.dataset.model_copy(
                 update={"path": str(dataset_path or config.dataset.path), "sources": sources}
             ),
             "model": config.model.model_copy(
-                update={"base": str(base or config.model.base), "vae": str(vae) if vae else config.model.vae}
+                update={
+                    "base": str(base or config.model.base),
+                    "vae": str(vae) if vae else config.model.vae,
+                    "fold": fold,
+                }
             ),
+            "lora": config.lora.model_copy(update={"start_from": start_from}),
+            "sweep": sweep,
         }
     )
+
+
+def _lora_path(file: str, beside: Path | None) -> str:
+    """A LoRA's file made absolute where it is found; else as written, for it may be a name in the workspace."""
+    return str(resolve_path(file, beside) or file)
+
+
+def variants(config: TrainConfig, *, source: str = "config.toml") -> dict[str, TrainConfig]:
+    """The configuration of every adapter of a run by its name in the [sweep]; {"": config} where there is none.
+
+    Each is complete, has no sweep, and is named after the run's. Raises ConfigError for a value that is not allowed.
+    """
+    if not config.sweep:
+        return {"": config}
+    found = {}
+    for name, values in combinations(config.sweep, source).items():
+        tree = config.model_dump(exclude={"sweep"})
+        origins = {}
+        for key, value in values.items():
+            table, leaf = key.split(".", 1)
+            tree[table][leaf] = value
+            origins[key] = f"{source}, [sweep]"
+        tree["output"]["name"] = f"{config.output.name}-{name}"
+        found[name] = _validated(tree, source, origins)
+    return found
+
+
+def _validated(tree: dict[str, Any], source: str, origins: Mapping[str, str]) -> TrainConfig:
+    try:
+        config = TrainConfig.model_validate(_tuples(tree))
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, tree, source, origins)) from None
+    if config.optimizer.lr == 0 and (config.optimizer.text_lr == 0 or config.lora.text_targets == "none"):
+        raise ConfigError(f"{source}: optimizer.lr and optimizer.text_lr leave nothing to train: set one above 0")
+    _check_adaptive(config.lora, source)
+    if (why := _contradiction(config)) is not None:
+        raise ConfigError(f"{source}: {why}")
+    return config
 
 
 def _check_adaptive(lora: LoraTable, source: str) -> None:
@@ -433,6 +495,8 @@ def _contradiction(config: TrainConfig) -> str | None:
     optimizer = config.optimizer
     if config.lora.dora != "off" and config.lora.initial == "pissa":
         return 'lora.dora and lora.initial = "pissa" exclude each other: choose one of them'
+    if config.lora.start_from and config.lora.initial == "pissa":
+        return 'lora.start_from and lora.initial = "pissa" exclude each other: choose one of them'
     if config.word.text and optimizer.word_lr == 0:
         return "optimizer.word_lr = 0 would leave the word as it starts: set it above 0, or word.text empty"
     if config.loss.debiased and config.loss.min_snr_gamma is not None:
@@ -502,7 +566,7 @@ def _shipped_root() -> Path:
 def _parse_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     key, text = key.strip(), text.strip()
-    if not equals or key.count(".") != 1:
+    if not equals or key.removeprefix("sweep.").count(".") != 1:
         raise ConfigError(f"--set {override!r} is not of the form table.key=value, as in --set lora.rank=8")
     try:
         return key, tomllib.loads(f"value = {text}")["value"]
@@ -511,7 +575,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any, *, origin: str) -> None:
-    table_name, leaf = key.split(".")
+    table_name, leaf = key.split(".", 1)
     table = tree.setdefault(table_name, {})
     if not isinstance(table, dict):
         raise ConfigError(f"{origin}: {table_name!r} is a plain value in the file, not a [{table_name}] table")
@@ -530,6 +594,8 @@ def _tuples(value: Any) -> Any:
 
 def _fields() -> Iterator[tuple[str, str, FieldInfo]]:
     for table_name, table in TrainConfig.model_fields.items():
+        if table_name == "sweep":  # not settings of its own, but values of others
+            continue
         assert isinstance(table.annotation, type)
         assert issubclass(table.annotation, Table)
         for leaf, field in table.annotation.model_fields.items():
@@ -591,7 +657,10 @@ def _allowed(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if origin is tuple:
         if len(arguments) == 2 and arguments[1] is Ellipsis:
             return f"a list, each item {_allowed(arguments[0])}"
-        return f"a list of {len(arguments)}, each {_allowed(arguments[0])}"
+        kinds = list(dict.fromkeys(_allowed(argument) for argument in arguments))
+        if len(kinds) > 1:
+            return f"a list of {' and '.join(kinds)}"
+        return f"a list of {len(arguments)}, each {kinds[0]}"
     if origin is dict:
         return f"a table {{ 'pattern' = value }}, each value {_allowed(arguments[1])}"
     if isinstance(annotation, type) and issubclass(annotation, Table):
@@ -632,6 +701,9 @@ def to_toml(config: TrainConfig) -> str:
         setting = f"{leaf} = {_toml_value(getattr(getattr(config, table), leaf), field)}"
         comment = f"# {field.description}"
         lines += [f"{setting:<40}  {comment}"] if len(setting) <= 60 else [comment, setting]
+    if config.sweep:
+        lines += ["", f"[sweep]  # {TrainConfig.model_fields['sweep'].description}"]
+        lines += [f"{key} = {_toml_value(values, _field(key))}" for key, values in config.sweep.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -641,6 +713,7 @@ def setting_differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[A
         f"{table}.{leaf}": (getattr(getattr(old, table), leaf), getattr(getattr(new, table), leaf))
         for table, leaf, _ in _fields()
     }
+    pairs["sweep"] = (old.sweep, new.sweep)
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 

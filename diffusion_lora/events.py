@@ -9,14 +9,17 @@ Every event has `time` (Unix seconds) and `kind`; a process that runs in front o
     problem     picture, text: a picture that was left out, and why
     preparing   what, done, total: pictures or captions are being looked at or encoded, told every few seconds
     resume      step: everything recorded after that step is superseded
-    step        step, loss, lr, text_lr, grad_norm, pictures_per_s, seconds_left (in this process, from its own pace)
-    ranks       step, total, least, most: rank rows of all layers, and of the narrowest and widest, after a cut
+    step        step, loss, lr, text_lr, grad_norm, pictures_per_s, seconds_left (in this process, from its own pace);
+                of a sweep loss and grad_norm are means, and adapters {name: {loss, grad_norm}} tells each one's own
+    ranks       step, total, least, most: rank rows of all layers, and of the narrowest and widest, after a cut; adapter
+                says whose in a sweep
     preview     step, paths (relative to the folder)
     checkpoint  step, path
     stop        step, reason: the run ended early; what there is of the adapter is written
     pause       step, reason: the same, to go on later
+    sweep       rows [{name, settings, loss, grad_norm, change, parameters, bytes, path, diverged_at}] compares adapters
     end         step, path, seconds
-    published   path (relative to the workspace), sha256: the adapter was put among the LoRAs of the workspace
+    published   path (relative to the workspace), sha256, adapter (its name in a sweep): it was put among the LoRAs
     failed      text: why the run ended; "died: ..." is a bug, its traceback is in log.txt
 
 The last of stop, pause, end and failed says what became of a run whose process is gone.

@@ -6,8 +6,8 @@
     dataset.json    the pictures and captions it began with (see `data.fingerprint`)
     checkpoints/    states from which the run goes on exactly
     previews/       pictures drawn on the way
-    adapter.safetensors
-    embeddings/     the word that was learned with it, for programs that load it alone
+    adapter.safetensors, or of a [sweep] adapter-rank4.safetensors, ...
+    embeddings/     the word that was learned with it, for programs that load it alone; of a sweep in embeddings/rank4/
     inbox/          what others ask of the process at work (see `inbox`)
     run.lock        held by the process at work; run.lock.json says which one
     console.txt     what a process started by the queue printed
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusion_lora.config import TrainConfig, load_train_config, setting_differences, to_toml
+from diffusion_lora.config import TrainConfig, load_train_config, setting_differences, to_toml, variants
 from diffusion_lora.errors import OutputError, RunError
 from diffusion_lora.events import read_events
 from diffusion_lora.processes import Process, Taken, only_one, owner
@@ -101,13 +101,19 @@ class Run:
             write_atomically(folder / "config.toml", to_toml(config).encode())
         return cls(folder, config)
 
-    def embedding_path(self, word: str) -> Path:
-        """The file of a learned word alone; its name is the word, as programs that load it have it."""
-        return self.folder / "embeddings" / f"{word}.safetensors"
+    def embedding_path(self, word: str, adapter: str = "") -> Path:
+        """The file of a learned word alone, of the adapter of this name in a [sweep]; the file's name is the word, as
+        programs that load it have it."""
+        return self.folder / "embeddings" / adapter / f"{word}.safetensors"
 
     @property
     def adapter_path(self) -> Path:
-        return self.folder / "adapter.safetensors"
+        """The adapter's file; of a [sweep] the first one's."""
+        return self.adapter_file(next(iter(variants(self.config))))
+
+    def adapter_file(self, name: str = "") -> Path:
+        """The file of the adapter of this name in a [sweep], or of the only one."""
+        return self.folder / (f"adapter-{name}.safetensors" if name else "adapter.safetensors")
 
     @contextmanager
     def lock(self, before_told: Callable[[], object] = lambda: None) -> Iterator[None]:

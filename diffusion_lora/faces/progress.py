@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from diffusion_lora.events import Event
+from diffusion_lora.sweep import comparison
 
 _LINE_EVERY_S = 15.0  # without a terminal: a log that lives, not one that floods
 
@@ -64,6 +65,9 @@ class _TrainingWatch:
                 self._say(f"{event['what']}: {event['done']:,} of {event['total']:,}")
             case "resume":
                 self._say(f"going on from step {event['step']}")
+            case "sweep":
+                for line in comparison(event["rows"]):
+                    self._say(line)
 
     def _start(self, event: Event) -> None:
         self._steps = event["steps"]

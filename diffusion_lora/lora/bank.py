@@ -75,6 +75,7 @@ class AdapterBank:
         self._wrapped: dict[str, LoraLayer] = {}
         self._gates: dict[_Layout, Gate] = {}
         self._rows: Mapping[str, Rows] | None = None  # by component; None outside `mix`
+        self._in_lanes = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -88,7 +89,7 @@ class AdapterBank:
         name is taken; RuntimeError while a mix is folded in.
         """
         self._check_name(name)
-        self._check_fits(name, adapter)
+        self.check_fits(name, adapter)
         self._parts[name] = {key: prepare(layer, self._sites[key].weight) for key, layer in adapter.layers.items()}
         self._loaded[name] = adapter
         self._restack(adapter.layers)
@@ -172,6 +173,23 @@ class AdapterBank:
             self._rows = before
             self._set_gates()
 
+    @contextmanager
+    def side_by_side(self) -> Iterator[None]:
+        """Inside the context the rows of a batch fall into equal parts, one for each adapter in training, in the order
+        in which they were added: each acts on its own rows alone, at strength 1.
+
+        The base computes all of them at once; with gradient checkpointing the backward pass must be inside too. A `mix`
+        inside is for the whole batch again. RuntimeError while a mix is folded in.
+        """
+        self._check_not_folded()
+        self._in_lanes = True
+        self._set_gates()
+        try:
+            yield
+        finally:
+            self._in_lanes = False
+            self._set_gates()
+
     @property
     def folded(self) -> bool:
         """Whether a mix is folded into the base's weights."""
@@ -204,6 +222,25 @@ class AdapterBank:
         self._originals = []
         self._set_gates()
 
+    def fold_in(self, adapters: Sequence[tuple[str, Adapter, float]]) -> tuple[str, ...]:
+        """Make each (name, adapter, strength) a part of the base for good: nothing is kept to restore it.
+
+        Of an empty bank; notes for the user are returned. Raises what `load` and `fold` raise, the base as before.
+        """
+        if self.names:
+            raise ValueError("only a base without adapters takes others in for good")
+        notes: list[str] = []
+        places = {f"{place} {name}": (adapter, strength) for place, (name, adapter, strength) in enumerate(adapters)}
+        try:
+            for place, (adapter, _) in places.items():
+                notes += (note.removeprefix(f"{place.split()[0]} ") for note in self.load(place, adapter))
+            self.fold({place: strength for place, (_, strength) in places.items()})
+            self._originals = []
+        finally:
+            for place in self.names:
+                self.unload(place)
+        return tuple(notes)
+
     def _by_component(self, rows: R, component_rows: Mapping[str, R] | None) -> dict[str, R]:
         """What is wanted of every component, checked."""
         by_component = dict.fromkeys(self.components, rows) | dict(component_rows or {})
@@ -226,7 +263,8 @@ class AdapterBank:
         if name in self.names:
             raise ValueError(f"an adapter named {name} is already in the bank")
 
-    def _check_fits(self, name: str, adapter: Adapter) -> None:
+    def check_fits(self, name: str, adapter: Adapter) -> None:
+        """AdapterFileError when a layer or a shape of this adapter is not this model's."""
         mine, theirs = self._cross_attention_width(), adapter.cross_attention_width
         if mine is not None and theirs is not None and mine != theirs:
             raise AdapterFileError(
@@ -300,7 +338,10 @@ class AdapterBank:
         """Set every gate to what is wanted; those of one place are views of one tensor, sent there at once."""
         waiting: dict[tuple[torch.device, str], list[tuple[Gate, int, bool]]] = {}
         numbers: dict[tuple[torch.device, str], list[list[float]]] = {}
+        order = {name: lane for lane, name in enumerate(self._trained)} if self._lanes else {}
         for layout, gate in self._gates.items():
+            lane = order.get(layout.parts[0][0])  # an adapter in training has its gates to itself
+            gate.lane = None if lane is None else (lane, len(order))
             rows = self._wanted(layout.component)
             values = [[mix.get(name, 0.0) * scale for name, _, scale in layout.parts] for mix in _as_list(rows)]
             if not any(value for row in values for value in row):
@@ -320,6 +361,11 @@ class AdapterBank:
             widths = [width for _, width, _ in gates]
             for (gate, _, unit), part in zip(gates, together.split(widths, dim=1), strict=True):
                 gate.open(part[0] if one_mix else part, unit=unit)
+
+    @property
+    def _lanes(self) -> bool:
+        """Whether the batch is shared out; an adapter that is alone has all of it."""
+        return self._in_lanes and self._rows is None and len(self._trained) > 1
 
     def _wanted(self, component: str) -> Rows:
         if self._originals:

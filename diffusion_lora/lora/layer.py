@@ -31,13 +31,17 @@ class Gate:
 
     `rows` is ``[R]`` or ``[batch, R]``, or None while closed. `unit` tells that all rows are exactly one, so that the
     multiplication can be left out: training at alpha = rank and strength 1 is the everyday case.
+
+    `lane`, (i, n), restricts it to the i-th of n equal parts of a batch: adapters that are trained side by side see
+    rows of their own. None is the whole batch.
     """
 
-    __slots__ = ("rows", "unit")
+    __slots__ = ("lane", "rows", "unit")
 
     def __init__(self) -> None:
         self.rows: Tensor | None = None
         self.unit = False
+        self.lane: tuple[int, int] | None = None
 
     def close(self) -> None:
         """Let nothing through: the layers give the base's output bit for bit."""
@@ -96,10 +100,25 @@ class LoraLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = base_y = self.base(x)
+        in_lanes = []
         for branch in self.branches:
-            if branch.gate.rows is not None:
+            if branch.gate.rows is None:
+                continue
+            if branch.gate.lane is None:
                 y = y + branch(self, x, base_y).to(y.dtype)
-        return y
+            else:
+                in_lanes.append((*branch.gate.lane, branch))
+        return self._side_by_side(x, y, in_lanes) if in_lanes else y
+
+    def _side_by_side(self, x: Tensor, y: Tensor, in_lanes: Sequence[tuple[int, int, Branch]]) -> Tensor:
+        """Every part of the batch through its own branch: no arithmetic is spent on the zeros of the others."""
+        lanes = in_lanes[0][1]
+        if len(x) % lanes:
+            raise ValueError(f"a batch of {len(x)} rows does not fall into {lanes} equal parts")
+        xs, ys = x.chunk(lanes), list(y.chunk(lanes))
+        for lane, _, branch in in_lanes:
+            ys[lane] = ys[lane] + branch(self, xs[lane], ys[lane]).to(y.dtype)
+        return torch.cat(ys)
 
     def transform(self, x: Tensor, weight: Tensor) -> Tensor:
         """x through a weight ``[n, in(, k, k)]`` in place of the base's, without a bias."""

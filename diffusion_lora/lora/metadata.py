@@ -107,7 +107,7 @@ def _kohya(config: TrainConfig, facts: TrainingFacts) -> dict[str, str]:
         "ss_network_dropout": config.lora.dropout or None,
         # identity
         "ss_output_name": config.output.name,
-        "ss_training_comment": config.output.comment,
+        "ss_training_comment": config.output.comment or _on_top_of(config),
         "ss_training_started_at": facts.started_at,
         "ss_training_finished_at": facts.finished_at,
         "ss_sd_model_name": facts.base_name,
@@ -141,6 +141,12 @@ def _kohya(config: TrainConfig, facts: TrainingFacts) -> dict[str, str]:
         "ss_flip_aug": config.dataset.flip,
     }
     return {key: str(value) for key, value in (values | _loss(config.loss)).items()}
+
+
+def _on_top_of(config: TrainConfig) -> str | None:
+    """What was part of the base in this training, and has to be there again for the adapter to act as it did."""
+    folded = [f"{Path(file).stem}:{strength:g}" for file, strength in config.model.fold]
+    return f"trained on top of {', '.join(folded)}" if folded else None
 
 
 def _loss(loss: LossTable) -> dict[str, object]:

@@ -165,9 +165,9 @@ class TrainableAdapter:
     the flat buffers. Hence: clear gradients with `zero_grad()`, or an optimizer's `zero_grad(set_to_none=False)`;
     restore a state with ``segment.data.copy_()``; never replace either.
 
-    `clock` is what dropout goes by: `zero_grad()` begins a step, `begin_pass()` a forward pass of it. `leaves` are the
-    matrices of each segment, for an optimizer that looks at rows and columns. `budget`
-    is there where ranks are adapted.
+    `gradient` is all of the flat gradients, one tensor: what processes of one run add up. `leaves` are the matrices of
+    each segment, for an optimizer that looks at rows and columns. `clock` is what dropout goes by: `zero_grad()` begins
+    a step, `begin_pass()` a forward pass of it. `budget` is there where ranks are adapted.
     """
 
     name: str
@@ -175,6 +175,7 @@ class TrainableAdapter:
     layers: Mapping[str, TrainedLayer]
     report: Report
     clock: Clock
+    gradient: Tensor
     leaves: Mapping[str, tuple[Tensor, ...]]
     words: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # being learned, in the segment "word"
     budget: RankBudget | None = None
@@ -184,7 +185,7 @@ class TrainableAdapter:
         for group, segment in self.segments.items():
             if segment.grad is None:
                 raise RuntimeError(f"the flat gradient of {group} was set to None: clear it with this zero_grad()")
-            segment.grad.zero_()
+        self.gradient.zero_()
         self.clock.next_step()
 
     def begin_pass(self) -> None:
@@ -260,8 +261,10 @@ def new_trainable(
     segments: dict[str, nn.Parameter] = {}
     leaves_of: dict[str, tuple[Tensor, ...]] = {}
     leaves: dict[tuple[str, str], Tensor] = {}
-    for group, lying in slots.items():
-        segments[group], views = _flat_buffer([shape for _, _, shape in lying], device)
+    lengths = {group: _length([shape for _, _, shape in lying]) for group, lying in slots.items()}
+    gradient = torch.zeros(sum(lengths.values()), device=device)
+    for (group, lying), own in zip(slots.items(), gradient.split(list(lengths.values())), strict=True):
+        segments[group], views = _flat_buffer([shape for _, _, shape in lying], own)
         leaves_of[group] = tuple(views)
         leaves |= {(key, role): view for (key, role, _), view in zip(lying, views, strict=True)}
 
@@ -286,7 +289,7 @@ def new_trainable(
     report = Report(len(layers), parameters, base_parameters)
     budget = _budget(layers, sum(rank for rank, _ in wanted.values()), recipe.span) if recipe.adaptive_rank else None
     learned = {word: {part: leaves[word, part] for part in parts} for word, parts in (words or {}).items()}
-    return TrainableAdapter(name, segments, layers, report, clock, leaves_of, learned, budget)
+    return TrainableAdapter(name, segments, layers, report, clock, gradient, leaves_of, learned, budget)
 
 
 def _begin(
@@ -357,18 +360,26 @@ def _shapes(weight: Tensor, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]
     return (rank, *weight.shape[1:]), (out, rank, *(1 for _ in kernel))
 
 
-def _flat_buffer(shapes: list[tuple[int, ...]], device: torch.device) -> tuple[nn.Parameter, list[Tensor]]:
+def _length(shapes: list[tuple[int, ...]]) -> int:
+    """Numbers in a segment that holds these shapes."""
+    return max(sum(map(_aligned, shapes)), MIN_SEGMENT)
+
+
+def _aligned(shape: tuple[int, ...]) -> int:
+    return -(-math.prod(shape) // ALIGNMENT) * ALIGNMENT
+
+
+def _flat_buffer(shapes: list[tuple[int, ...]], gradient: Tensor) -> tuple[nn.Parameter, list[Tensor]]:
     """A zero parameter with its gradient, and a leaf tensor for every shape that is a view of both."""
-    lengths = [-(-math.prod(shape) // ALIGNMENT) * ALIGNMENT for shape in shapes]
-    flat = nn.Parameter(torch.zeros(max(sum(lengths), MIN_SEGMENT), device=device))
-    flat.grad = torch.zeros_like(flat)
+    flat = nn.Parameter(torch.zeros_like(gradient))
+    flat.grad = gradient
     views, start = [], 0
-    for shape, length in zip(shapes, lengths, strict=True):
+    for shape in shapes:
         stop = start + math.prod(shape)
         view = flat.detach()[start:stop].view(shape).requires_grad_()
-        view.grad = flat.grad[start:stop].view(shape)
+        view.grad = gradient[start:stop].view(shape)
         views.append(view)
-        start += length
+        start += _aligned(shape)
     return flat, views
 
 

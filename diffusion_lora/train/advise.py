@@ -89,8 +89,8 @@ def gradient_needs(
 def _of_rank_one(config: TrainConfig) -> TrainConfig:
     """The same layers, with as little adapter as can be: it is taken out again."""
     plain = {"rank": 1, "conv_rank": 0, "rank_patterns": {}, "alpha_patterns": {}, "dora": "off", "adaptive_rank": 0}
-    table = config.lora.model_copy(update={**plain, "initial": "gaussian"})
-    return config.model_copy(update={"lora": table})
+    table = config.lora.model_copy(update={**plain, "initial": "gaussian", "start_from": None})
+    return config.model_copy(update={"lora": table, "sweep": {}})
 
 
 def _loss(config: TrainConfig, ready: Prepared, draw: Draw) -> Tensor:

@@ -2,6 +2,7 @@
 
     take the folder -> wait for the device -> train -> publish
 
+Where several processes carry a run out together (`team`), this is for the first of them; the others only train.
 A run in a workspace shares its device and is published under its name; one that lies elsewhere does neither. Whatever
 ends a run is told in its events, so that whoever looks at the folder later knows. What happens between the first step
 and the last is the trainer's. Torch is loaded only once the folder is taken.
@@ -15,23 +16,28 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from diffusion_lora.config import variants
 from diffusion_lora.device_lock import Holder, hold
 from diffusion_lora.errors import OutputError, RunInterrupted, UserError
 from diffusion_lora.events import Progress, ignore, read_events
 from diffusion_lora.inbox import taken
 from diffusion_lora.run import Run
 from diffusion_lora.train.interrupt import interrupted
+from diffusion_lora.train.team import is_leader
 from diffusion_lora.workspace import Workspace, check_name, sha256, workspace_of
 
 Tell = Callable[..., None]
 
 
-def carry_out(run: Run, *, resume: bool, progress: Progress = ignore) -> Path:
-    """Train and return the adapter's file: the published one in a workspace, else `RUN/adapter.safetensors`.
+def carry_out(run: Run, *, resume: bool, from_step: int | None = None, progress: Progress = ignore) -> Path:
+    """Train and return the adapter's file: the published one in a workspace, else `RUN/adapter.safetensors`. Of a sweep
+    every adapter is published, and the first one's file returned.
 
     Raises UserError as `trainer.train` does; RunError, leaving no trace in the folder, if a process is at work in it.
     A run that was asked to stop (not one asked to pause) is published as far as it got, and then raises RunInterrupted.
     """
+    if not is_leader():
+        return _train(run, resume, from_step, ignore)
     workspace = workspace_of(run.folder)
 
     def tell(kind: str, **fields: Any) -> None:
@@ -41,22 +47,23 @@ def carry_out(run: Run, *, resume: bool, progress: Progress = ignore) -> Path:
     # What lies in the inbox was meant for an earlier process; it is cleared before anybody could speak to this one.
     with run.lock(lambda: taken(run.folder)), _end_told(run, tell):
         if workspace is None:
-            return _train(run, resume, progress)
-        check_name(run.config.output.name)  # before hours are spent on what could then not be published
+            return _train(run, resume, from_step, progress)
+        for variant in variants(run.config).values():
+            check_name(variant.output.name)  # before hours are spent on what could then not be published
         try:
             with _device(workspace, run, tell):
-                _train(run, resume, progress)
+                _train(run, resume, from_step, progress)
         except RunInterrupted:
-            if _last_ending(run) == "stop" and run.adapter_path.exists():
+            if _last_ending(run) == "stop":
                 _publish(workspace, run, tell)
             raise
-        return _publish(workspace, run, tell)
+        return _publish(workspace, run, tell)[0]
 
 
-def _train(run: Run, resume: bool, progress: Progress) -> Path:
+def _train(run: Run, resume: bool, from_step: int | None, progress: Progress) -> Path:
     from diffusion_lora.train.trainer import train
 
-    return train(run, run.config, resume=resume, progress=progress)
+    return train(run, run.config, resume=resume, from_step=from_step, progress=progress)
 
 
 @contextmanager
@@ -103,16 +110,25 @@ def _device(workspace: Workspace, run: Run, tell: Tell) -> Iterator[None]:
         yield
 
 
-def _publish(workspace: Workspace, run: Run, tell: Tell) -> Path:
-    """Put the adapter among the LoRAs, in place of what this run had put there before."""
-    earlier = [event for event in read_events(run.folder, current=False) if event["kind"] == "published"]
-    before = (workspace.root / earlier[-1]["path"], str(earlier[-1]["sha256"])) if earlier else None
-    name = run.config.output.name
-    path = workspace.publish(run.adapter_path, name, earlier=before)
-    if path.stem != name and (before is None or path != before[0]):
-        tell("note", text=f"there is a LoRA {name} already: this one is called {path.stem}")
-    tell("published", path=workspace.relative(path), sha256=sha256(path))
-    return path
+def _publish(workspace: Workspace, run: Run, tell: Tell) -> list[Path]:
+    """Put the adapters there are among the LoRAs, each in place of what this run had put there before."""
+    earlier = {
+        event.get("adapter", ""): (workspace.root / event["path"], str(event["sha256"]))
+        for event in read_events(run.folder, current=False)
+        if event["kind"] == "published"
+    }
+    paths = []
+    for variant, config in variants(run.config).items():
+        file, name, before = run.adapter_file(variant), config.output.name, earlier.get(variant)
+        if not file.exists():  # stopped before its first save, or one of a sweep that diverged
+            continue
+        path = workspace.publish(file, name, earlier=before)
+        if path.stem != name and (before is None or path != before[0]):
+            tell("note", text=f"there is a LoRA {name} already: this one is called {path.stem}")
+        which = {"adapter": variant} if variant else {}
+        tell("published", path=workspace.relative(path), sha256=sha256(path), **which)
+        paths.append(path)
+    return paths
 
 
 def _last_ending(run: Run) -> str:

@@ -1,22 +1,22 @@
-"""States of a training run from which it goes on exactly: adapter, optimizer, gradient scaler and step, in one file.
+"""States of a training run from which it goes on exactly: adapters, optimizers, gradient scalers and step, in one file.
 
 Nothing random is stored: what a step draws is a function of (seed, step). Written whole or not at all; the newest
-`keep` stay.
+`keep` stay. What a learner's state is made of is the learner's to say.
 """
 
 from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from diffusion_lora.errors import RunError
-from diffusion_lora.lora.trainable import TrainableAdapter
 from diffusion_lora.run import Run, cannot_write, write_atomically
-from diffusion_lora.train.optimizers import Optimizer
+from diffusion_lora.train.learner import Learner
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
 
@@ -27,28 +27,42 @@ def checkpoints(run: Run) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
+def go_back(run: Run, step: int) -> None:
+    """Make the checkpoint of `step` the newest; later ones are set aside, in `checkpoints/set-aside-N/`.
+
+    Raises RunError if there is none of that step, naming those there are; OutputError.
+    """
+    saved = checkpoints(run)
+    if step not in dict(saved):
+        there = ", ".join(str(number) for number, _ in saved) or "none"
+        raise RunError(
+            f"{run.folder} has no checkpoint of step {step}, those of these steps are there: {there} "
+            "(checkpoint.keep says how many stay)"
+        )
+    later = [path for number, path in saved if number > step]
+    if not later:
+        return
+    taken = len(list((run.folder / "checkpoints").glob("set-aside-*")))
+    aside = run.folder / "checkpoints" / f"set-aside-{taken + 1}"
+    try:
+        aside.mkdir()
+        for path in reversed(later):  # the newest first: whatever happens in between, what is left is a story
+            path.rename(aside / path.name)
+    except OSError as error:
+        raise cannot_write(aside, error) from error
+
+
 def save_checkpoint(
-    run: Run,
-    step: int,
-    adapter: TrainableAdapter,
-    optimizer: Optimizer,
-    scaler: torch.amp.GradScaler,
-    *,
-    keep: int,
+    run: Run, step: int, learners: Sequence[Learner], folded: Sequence[tuple[str, float]] = (), *, keep: int
 ) -> Path:
-    """Write the state after `step` steps, then let go of the oldest.
+    """Write the state after `step` steps, then let go of the oldest. `folded` says what is part of the base.
 
     Raises OutputError; the older checkpoints then stay.
     """
-    state = {
-        "step": step,
-        "layout": _layout(adapter),
-        "ranks": adapter.state(),
-        "segments": {name: parameter.detach().cpu() for name, parameter in adapter.segments.items()},
-        "optimizer_name": optimizer.name,
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-    }
+    states = {learner.name: learner.state() for learner in learners}
+    # Alone, a learner's state lies at the top: what was saved before there were sweeps is read by the same rule.
+    alone = states.get("")
+    state = {"step": step, "folded": list(folded), **(alone if alone is not None else {"side_by_side": states})}
     # Through memory: torch turns a full disk into a RuntimeError of its own, a plain write says what happened.
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -62,41 +76,20 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(
-    path: Path,
-    adapter: TrainableAdapter,
-    optimizer: Optimizer,
-    scaler: torch.amp.GradScaler,
-) -> int:
+def load_checkpoint(path: Path, learners: Sequence[Learner], folded: Sequence[tuple[str, float]] = ()) -> int:
     """Put everything back in place and return the step. Raises RunError if the file does not fit, or is damaged."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        layout = state["layout"]
+        step = int(state["step"])
+        states = state["side_by_side"] if "side_by_side" in state else {"": {**state, "layout": state["layout"]}}
     except Exception as error:  # torch raises a dozen different ones for a damaged file
         raise RunError(
             f"the checkpoint {path} is damaged ({type(error).__name__}): delete it to go on from the one before"
         ) from error
-    if layout != _layout(adapter) or state["segments"].keys() != adapter.segments.keys():
-        raise RunError(f"the checkpoint {path} was made with other lora settings than the run's config.toml has now")
-    if state["optimizer_name"] != optimizer.name:
-        theirs, ours = (name.rpartition(".")[2] for name in (state["optimizer_name"], optimizer.name))
-        raise RunError(
-            f"the checkpoint {path} was made with {theirs}, but here {ours} is "
-            "used: go on where bitsandbytes is as it was when the run started"
-        )
-    with torch.no_grad():
-        for name, parameter in adapter.segments.items():
-            parameter.copy_(state["segments"][name])
-    adapter.load_state(state.get("ranks", {}))
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-    adapter.go_on_from(state["step"])
-    return int(state["step"])
-
-
-def _layout(adapter: TrainableAdapter) -> dict[str, list[list[int]]]:
-    """Which matrices the flat segments hold: equal lengths alone do not say that they are the same ones."""
-    return {
-        key: [list(tensor.shape) for tensor in (*layer.trained, *(layer.start or ()))]
-        for key, layer in adapter.layers.items()
-    }
+    if [tuple(one) for one in state.get("folded", [])] != list(folded):
+        raise RunError(f"the files that model.fold names are not those that the checkpoint {path} was made with")
+    if states.keys() != {learner.name for learner in learners}:
+        raise RunError(f"the checkpoint {path} was made with another [sweep] than the run's config.toml has now")
+    for learner in learners:
+        learner.restore(states[learner.name], step, path)
+    return step

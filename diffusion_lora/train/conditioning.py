@@ -6,7 +6,7 @@ do not depend on which others stood beside it. Captions of a text encoder that n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -31,23 +31,40 @@ def words_to_learn(config: TrainConfig, model: Model) -> dict[str, dict[str, tor
     return {word.text: first_vectors(model, word.vectors, word.initial, config.train.seed)} if word.text else {}
 
 
-def teach(model: Model, words: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """Let the text encoders know words whose vectors are being learned."""
-    for word, vectors in words.items():
-        add_word(model, word, vectors)
+def teach(model: Model, adapter: TrainableAdapter, *, side_by_side: bool) -> None:
+    """Let the text encoders know the words whose vectors the adapter is learning."""
+    for word, key in taught(adapter, side_by_side=side_by_side).items():
+        add_word(model, key, adapter.words[word])
 
 
-def learning(config: TrainConfig, model: Model, adapter: TrainableAdapter) -> Callable[[Sequence[str]], Conditioning]:
-    """captions -> conditioning, one row each, in the step that the adapter's clock is in."""
-    words = {word: word for word in adapter.words}
+def taught(adapter: TrainableAdapter, *, side_by_side: bool) -> dict[str, str]:
+    """The keys under which the model knows an adapter's words: side by side each has its own for the same word."""
+    return {word: f"{adapter.name} {word}" if side_by_side else word for word in adapter.words}
+
+
+def learning(
+    configs: Sequence[TrainConfig], model: Model, adapters: Sequence[TrainableAdapter]
+) -> Callable[[Sequence[str]], Conditioning]:
+    """captions -> conditioning, one row each, in the step that the adapters' clocks are in.
+
+    Of several adapters the rows are those of each, one after the other, as in `AdapterBank.side_by_side`. There, and
+    where every picture has dropout masks of its own, every row is encoded by itself; else each distinct caption once.
+    """
+    if len(adapters) > 1:
+        return _learning_side_by_side(configs, model, adapters)
+    config, adapter = configs[0], adapters[0]
+    words = taught(adapter, side_by_side=False)
+    each = any((config.lora.dropout, config.lora.rank_dropout, config.lora.module_dropout))
     kept: dict[str, Conditioning] = {}
 
     def condition(captions: Sequence[str]) -> Conditioning:
         texts = [spelled(model, caption, words) for caption in captions]
-        if text_learns(config, adapter, adapter.clock.step):
-            rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-            return encode_text(model, list(rows))[[rows[text] for text in texts]]
-        return Conditioning.cat([encoded_alone(text) for text in texts])
+        if not text_learns(config, adapter, adapter.clock.step):
+            return Conditioning.cat([encoded_alone(text) for text in texts])
+        if each:
+            return encode_text(model, texts)
+        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        return encode_text(model, list(rows))[[rows[text] for text in texts]]
 
     @torch.no_grad()
     def encoded_alone(text: str) -> Conditioning:
@@ -57,5 +74,23 @@ def learning(config: TrainConfig, model: Model, adapter: TrainableAdapter) -> Ca
         if len(kept) < _KEPT:
             kept[text] = encoded
         return encoded
+
+    return condition
+
+
+def _learning_side_by_side(
+    configs: Sequence[TrainConfig], model: Model, adapters: Sequence[TrainableAdapter]
+) -> Callable[[Sequence[str]], Conditioning]:
+    words = [taught(adapter, side_by_side=True) for adapter in adapters]
+
+    def condition(captions: Sequence[str]) -> Conditioning:
+        rows = len(captions) // len(adapters)
+        texts = [spelled(model, caption, words[row // rows]) for row, caption in enumerate(captions)]
+        learn = (
+            text_learns(config, adapter, adapter.clock.step)
+            for config, adapter in zip(configs, adapters, strict=True)
+        )
+        with torch.set_grad_enabled(any(learn) and torch.is_grad_enabled()):
+            return encode_text(model, texts)
 
     return condition

@@ -5,6 +5,7 @@ All draws are made on the CPU, so that a run is the same on every device up to r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,11 +45,46 @@ class Draw:
     weights_B: Tensor | None = None  # noqa: N815
     mask_B1HW: Tensor | None = None  # noqa: N815
 
+    @classmethod
+    def joined(cls, draws: Sequence[Draw], *, pin: bool = False) -> Draw:
+        """The rows of all, one after the other; `pin` puts them where a GPU fetches them without being waited for."""
 
-def draw_step(step: int, dataset: Dataset, latents: LatentCache, config: TrainConfig, timesteps: int) -> list[Draw]:
-    """The forward passes of step 0, 1, ...: `train.accumulation` of `train.batch_size` pictures each."""
+        def join(tensors: Sequence[Tensor]) -> Tensor:
+            together = tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+            return together.pin_memory() if pin else together
+
+        def join_if_any(tensors: Sequence[Tensor | None]) -> Tensor | None:
+            there = [tensor for tensor in tensors if tensor is not None]
+            return join(there) if there else None
+
+        return cls(
+            tuple(name for draw in draws for name in draw.names),
+            tuple(caption for draw in draws for caption in draw.captions),
+            join([draw.x0_BCHW for draw in draws]),
+            join([draw.noise_BCHW for draw in draws]),
+            join([draw.input_noise_BCHW for draw in draws]),
+            join([draw.timesteps_B for draw in draws]),
+            tuple(sizes for draw in draws for sizes in draw.sizes),
+            join_if_any([draw.weights_B for draw in draws]),
+            join_if_any([draw.mask_B1HW for draw in draws]),
+        )
+
+
+def draw_step(
+    step: int,
+    dataset: Dataset,
+    latents: LatentCache,
+    config: TrainConfig,
+    timesteps: int,
+    share: tuple[int, int] = (0, 1),
+) -> list[Draw]:
+    """The forward passes of step 0, 1, ...: `train.accumulation` of `train.batch_size` pictures each.
+
+    `share`, (i, n), is the part of the i-th of n processes: together they see what one sees with n times the batch.
+    """
+    rank, processes = share
     size = config.train.batch_size
-    count = size * config.train.accumulation
+    count = size * config.train.accumulation * processes
     chosen = dataset.select(step, count)
     generator = seeded(_STEP, config.train.seed, step)
     shown = dataset.shown(chosen)
@@ -71,7 +107,7 @@ def draw_step(step: int, dataset: Dataset, latents: LatentCache, config: TrainCo
             None if weights_B is None else weights_B[part],
             None if mask_B1HW is None else mask_B1HW[part],
         )
-        for part in (slice(start, start + size) for start in range(0, count, size))
+        for part in (slice(start, start + size) for start in range(rank * size, count, processes * size))
     ]
 
 

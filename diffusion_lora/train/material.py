@@ -37,10 +37,15 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Place:
-    """The run's folder, if there is one, and whether the run has begun before."""
+    """The run's folder, if there is one, and whether the run has begun before.
+
+    `processes` carry it out together; one that `follows` finds in the folder what the first has left there.
+    """
 
     folder: Path | None = None
     began: bool = False
+    processes: int = 1
+    follows: bool = False
 
 
 NOWHERE = Place()
@@ -91,7 +96,9 @@ def open_material(
             on_problem(problem.picture, problem.text)
     notes = _told([*(problem for problem in problems if not problem.left_out), *check(dataset)])
     if place.folder is not None:
-        changed = check_fingerprint(place.folder, dataset, began=place.began, accept=table.accept_changes)
+        changed = check_fingerprint(
+            place.folder, dataset, began=place.began or place.follows, accept=table.accept_changes
+        )
         notes += [changed] if changed else []
     latents = LatentCache(
         partial(encode_image, model),
@@ -101,7 +108,7 @@ def open_material(
         store=TensorStore(kept / "latents"),
         mask_floor=table.mask_floor,
     )
-    latents.fill(shown_in(dataset, config), paced("encoding pictures", on_progress))
+    latents.fill(shown_in(dataset, config, place.processes), paced("encoding pictures", on_progress))
     return Material(dataset, latents, tuple(notes))
 
 
@@ -128,13 +135,13 @@ def frozen_condition(
         keep=keep,
         store=TensorStore(cache_folder(place.folder) / "texts"),
     )
-    texts.fill(captions_in(dataset, config), paced("encoding captions", on_progress))
+    texts.fill(captions_in(dataset, config, place.processes), paced("encoding captions", on_progress))
     return lambda captions: Conditioning(texts(captions)).to(model.device)
 
 
-def shown_in(dataset: Dataset, config: TrainConfig) -> list[Shown]:
-    """Every view that a run draws."""
-    count = config.train.batch_size * config.train.accumulation
+def shown_in(dataset: Dataset, config: TrainConfig, processes: int = 1) -> list[Shown]:
+    """Every view that a run of so many processes draws."""
+    count = config.train.batch_size * config.train.accumulation * processes
     most = len(dataset.items) * dataset.chances.views * (2 if dataset.chances.flip else 1)
     found: dict[Shown, None] = {}
     for step in range(config.train.steps):
@@ -144,9 +151,9 @@ def shown_in(dataset: Dataset, config: TrainConfig) -> list[Shown]:
     return list(found)
 
 
-def captions_in(dataset: Dataset, config: TrainConfig) -> set[str]:
-    """Every caption that a run draws."""
-    count = config.train.batch_size * config.train.accumulation
+def captions_in(dataset: Dataset, config: TrainConfig, processes: int = 1) -> set[str]:
+    """Every caption that a run of so many processes draws."""
+    count = config.train.batch_size * config.train.accumulation * processes
     variants = [
         dataset.chances.variants if dataset.rules_of(item).varies(item.captions) else 1 for item in dataset.items
     ]

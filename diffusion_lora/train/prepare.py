@@ -6,24 +6,28 @@ The same for a new run and for one that goes on; nothing here depends on the ste
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
-from diffusion_lora.config import TrainConfig
+from diffusion_lora.config import TrainConfig, variants
 from diffusion_lora.data.cache import LatentCache
 from diffusion_lora.data.dataset import Dataset
 from diffusion_lora.data.folder import demand_captions, looking_for, scan_table
 from diffusion_lora.diffusion.schedule import NoiseSchedule
 from diffusion_lora.diffusion.timesteps import timestep_range
-from diffusion_lora.errors import ConfigError
+from diffusion_lora.errors import AdapterFileError, ConfigError
 from diffusion_lora.families.family import Model, load_base, pick_device, tokens
+from diffusion_lora.lora.adapter import Adapter, read_adapter
 from diffusion_lora.lora.adaptive import Span
 from diffusion_lora.lora.bank import AdapterBank
 from diffusion_lora.lora.dropout import DropoutRates
+from diffusion_lora.lora.header import tensor_hash
+from diffusion_lora.lora.start import start_from
 from diffusion_lora.lora.trainable import Recipe, TrainableAdapter
 from diffusion_lora.train.arithmetic import arithmetic
 from diffusion_lora.train.conditioning import learning, teach, text_learns, words_to_learn
@@ -36,21 +40,31 @@ from diffusion_lora.train.material import (
     frozen_condition,
     open_material,
 )
+from diffusion_lora.workspace import workspace_of
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """All that stays the same from step to step, but for the adapter's numbers."""
+    """All that stays the same from step to step, but for the adapters' numbers.
+
+    `adapters` are those that learn side by side, by their names in the [sweep]; where there is none, the one named "".
+    """
 
     model: Model
     bank: AdapterBank
-    adapter: TrainableAdapter
+    adapters: Mapping[str, TrainableAdapter]
     dataset: Dataset
     latents: LatentCache
     schedule: NoiseSchedule
     condition: Condition  # captions -> encoded captions, one row each
     arithmetic: Callable[[], AbstractContextManager[None]]  # a new context for one forward pass
     notes: tuple[str, ...]  # sentences the person should read
+    folded: tuple[tuple[str, float], ...] = ()  # (hash, strength) of what is part of the base: the same when going on
+
+    @property
+    def adapter(self) -> TrainableAdapter:
+        """The first of them: the only one where nothing is swept."""
+        return next(iter(self.adapters.values()))
 
 
 def prepare(
@@ -60,12 +74,16 @@ def prepare(
     place: Place = NOWHERE,
     on_progress: OnProgress = lambda what, done, total: None,
 ) -> Prepared:
-    """Load the base, encode the set and put a fresh adapter in place.
+    """Load the base, encode the set and put a fresh adapter in place, or one for each combination of a [sweep].
 
     `on_problem(picture, why)` is called for each picture that cannot be used, `on_progress(what, done, total)` now and
     then while something takes long. The folder is looked at before the base is loaded, so that the common mistakes show
-    at once. Raises UserError of every kind that these can.
+    at once. For a run that has begun a checkpoint is going to fill the adapter: `lora.start_from` is not read. Raises
+    UserError of every kind that these can.
     """
+    workspace = workspace_of(place.folder) if place.folder else None
+    shelf = workspace.loras if workspace else None
+    folded = [(file, strength, _lora(file, shelf, "model.fold")) for file, strength in config.model.fold]
     scanned = scan_table(config.dataset)
     demand_captions(scanned, looking_for(config.dataset), required=config.dataset.captions_required)
     device = pick_device(config.train.device)
@@ -83,7 +101,50 @@ def prepare(
     # Convolutions like it: 4 % of a step on the CPU. (The stubs of nn.Module.to do not know the keyword.)
     model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     bank = AdapterBank(model.components, model.layout.title)
-    adapter = bank.add_trainable(
+    told = bank.fold_in([(path.stem, adapter, strength) for _, strength, (path, adapter) in folded]) if folded else ()
+    every = variants(config)
+    adapters = {name: _fresh(bank, variant, model, shelf, begin=not place.began) for name, variant in every.items()}
+    schedule = _schedule(config, model).to(device)
+    for variant in every.values():
+        timestep_range(variant.loss, schedule.timesteps)  # a range without timesteps is told before the first step
+    several = len(every) > 1
+    for adapter in adapters.values():
+        teach(model, adapter, side_by_side=several)
+    if any(text_learns(variant, adapters[name]) for name, variant in every.items()):
+        condition = learning(list(every.values()), model, list(adapters.values()))
+    else:
+        condition = frozen_condition(config, model, dataset, place, on_progress)
+    largest = max(math.prod(bucket.size) for bucket in dataset.buckets) // model.vae_factor**2
+    own_notes = dict.fromkeys(note for variant in every.values() for note in _notes(variant, model, dataset))
+    return Prepared(
+        model=model,
+        bank=bank,
+        adapters=adapters,
+        dataset=dataset,
+        latents=material.latents,
+        schedule=schedule,
+        condition=condition,
+        arithmetic=partial(_forward_pass, list(adapters.values()), config, device, largest),
+        notes=(*told, *material.notes, *own_notes),
+        folded=tuple((tensor_hash(path), strength) for _, strength, (path, _) in folded),
+    )
+
+
+def _lora(file: str, shelf: Path | None, setting: str) -> tuple[Path, Adapter]:
+    """The LoRA at a path, or of this name on the workspace's shelf. AdapterFileError naming the setting."""
+    path = Path(file)
+    if not path.exists() and shelf is not None and path.name == file:
+        path = shelf / (file if path.suffix == ".safetensors" else f"{file}.safetensors")
+    if not path.exists():
+        where = "" if Path(file).is_absolute() or shelf is None else f", nor a LoRA of this name in {shelf}"
+        raise AdapterFileError(f"{setting}: there is no file {file}{where}")
+    return path, read_adapter(path)
+
+
+def _fresh(
+    bank: AdapterBank, config: TrainConfig, model: Model, shelf: Path | None, *, begin: bool
+) -> TrainableAdapter:
+    trained = bank.add_trainable(
         config.output.name,
         config.lora.rank,
         config.lora.alpha,
@@ -94,27 +155,15 @@ def prepare(
         recipe=_recipe(config),
         words=words_to_learn(config, model),
     )
-    teach(model, adapter.words)
-    schedule = _schedule(config, model).to(device)
-    largest = max(math.prod(bucket.size) for bucket in dataset.buckets) // model.vae_factor**2
-    return Prepared(
-        model=model,
-        bank=bank,
-        adapter=adapter,
-        dataset=dataset,
-        latents=material.latents,
-        schedule=schedule,
-        condition=learning(config, model, adapter)
-        if text_learns(config, adapter)
-        else frozen_condition(config, model, dataset, place, on_progress),
-        arithmetic=partial(_forward_pass, adapter, config, device, largest),
-        notes=(*material.notes, *_notes(config, model, dataset)),
-    )
+    if begin and config.lora.start_from:
+        path, adapter = _lora(config.lora.start_from, shelf, "lora.start_from")
+        bank.check_fits(path.stem, adapter)
+        start_from(trained, adapter, str(path))
+    return trained
 
 
 def _schedule(config: TrainConfig, model: Model) -> NoiseSchedule:
     schedule = NoiseSchedule.from_config(model.scheduler_config)
-    timestep_range(config.loss, schedule.timesteps)  # a range without timesteps is told before the first step
     return schedule.ending_in_noise() if config.loss.zero_terminal_snr else schedule
 
 
@@ -137,8 +186,11 @@ def _recipe(config: TrainConfig) -> Recipe:
 
 
 @contextmanager
-def _forward_pass(adapter: TrainableAdapter, config: TrainConfig, device: torch.device, tokens: int) -> Iterator[None]:
-    adapter.begin_pass()
+def _forward_pass(
+    adapters: Sequence[TrainableAdapter], config: TrainConfig, device: torch.device, tokens: int
+) -> Iterator[None]:
+    for adapter in adapters:
+        adapter.begin_pass()
     with arithmetic(config.train, device, tokens):
         yield
 
@@ -172,6 +224,9 @@ def _notes(config: TrainConfig, model: Model, dataset: Dataset) -> tuple[str, ..
             f"DoRA with magnitudes of {config.lora.dora}s is not the same everywhere: {others} only, "
             "and diffusers reads kohya's files with them as plain LoRAs"
         )
+    if config.model.fold:
+        names = " and ".join(f"{Path(file).stem} at {strength:g}" for file, strength in config.model.fold)
+        notes.append(f"this LoRA is made for the base with {names} in it: draw with both to see what it learned")
     if config.lora.initial == "pissa":
         notes.append("the saved file has twice the rank: it takes the part of the base off that PiSSA started from")
     for what, word in (("trigger", config.output.trigger_word), ("learned", config.word.text)):

@@ -6,33 +6,56 @@ Drawing touches no random state that training uses: a run with previews learns t
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_lora.config import PreviewTable
+from diffusion_lora.config import PreviewTable, TrainConfig
 from diffusion_lora.diffusion.sampler import ddim
 from diffusion_lora.families.family import Conditioning, decode, encode_text, predict
 from diffusion_lora.families.learned_words import spelled
+from diffusion_lora.lora.trainable import TrainableAdapter
 from diffusion_lora.run import Run, write_atomically
+from diffusion_lora.train.conditioning import taught
 from diffusion_lora.train.draws import preview_noise
 from diffusion_lora.train.material import picture_size_px
 from diffusion_lora.train.prepare import Prepared
 
+_SAMPLES = 4  # pictures drawn when asked for and no prompts are configured
 
-@torch.no_grad()
+
+def previews_of(config: TrainConfig, ready: Prepared) -> PreviewTable:
+    """What to draw: the configured prompts; where there are none and somebody asks, captions of the data set."""
+    if config.preview.prompts:
+        return config.preview
+    captions = dict.fromkeys(item.caption for item in ready.dataset.items)
+    return config.preview.model_copy(update={"prompts": tuple(captions)[:_SAMPLES]})
+
+
 def draw_previews(run: Run, ready: Prepared, table: PreviewTable, step: int) -> list[str]:
-    """One PNG for each prompt, named `previews/step-N-i.png`; the names are returned, relative to the folder.
+    """One PNG for each prompt, named `previews/step-N-i.png`, in a sweep `previews/step-N-rank4-i.png`; the names are
+    returned, relative to the folder.
 
     Guidance is classifier-free (Ho & Salimans 2022), against the empty prompt. Raises OutputError.
     """
+    names = []
+    for name, adapter in ready.adapters.items():
+        with ready.bank.mix({adapter.name: 1.0}) if name else nullcontext():
+            names += _draw(run, ready, adapter, table, f"step-{step:06d}-{name}-" if name else f"step-{step:06d}-")
+    return names
+
+
+@torch.no_grad()
+def _draw(run: Run, ready: Prepared, adapter: TrainableAdapter, table: PreviewTable, prefix: str) -> list[str]:
     model, count = ready.model, len(table.prompts)
     side_px = picture_size_px(run.config, model)
     shape_CHW = model.latent_shape(side_px, side_px)
     noise_BCHW = torch.stack([preview_noise(shape_CHW, table.seed + index) for index in range(count)])
     with ready.arithmetic():
-        prompts = [spelled(model, prompt, {word: word for word in ready.adapter.words}) for prompt in table.prompts]
+        words = taught(adapter, side_by_side=len(ready.adapters) > 1)
+        prompts = [spelled(model, prompt, words) for prompt in table.prompts]
         cond = Conditioning.cat([encode_text(model, [""] * count), encode_text(model, prompts)])
 
     def guided(x_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
@@ -47,6 +70,6 @@ def draw_previews(run: Run, ready: Prepared, table: PreviewTable, step: int) -> 
         pixels_HWC = (picture_CHW.permute(1, 2, 0) * 255).round().to("cpu", torch.uint8).numpy()
         buffer = io.BytesIO()
         Image.fromarray(pixels_HWC).save(buffer, format="PNG")
-        names.append(f"previews/step-{step:06d}-{index}.png")
+        names.append(f"previews/{prefix}{index}.png")
         write_atomically(run.folder / names[-1], buffer.getvalue())
     return names

@@ -95,6 +95,8 @@ def test_a_mistake_is_told_in_one_sentence(text: str, overrides: tuple[str, ...]
 
 def test_every_setting_can_say_what_is_allowed_and_what_it_is() -> None:
     for table, model in TrainConfig.model_fields.items():
+        if table == "sweep":  # values of the others
+            continue
         for leaf, field in model.annotation.model_fields.items():  # type: ignore[union-attr]
             assert allowed_values(f"{table}.{leaf}")
             assert field.description
