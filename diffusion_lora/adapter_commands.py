@@ -50,7 +50,17 @@ class _Dtype(StrEnum):
     FP32 = "fp32"
 
 
-_File = Annotated[Path, typer.Argument(metavar="FILE", help="A LoRA, or a folder that PEFT saved.")]
+def _by_name(text: str) -> Path:
+    """A file or folder, or what the workspace calls by this name."""
+    from diffusion_lora.adopted import lora_path
+    from diffusion_lora.workspace import Workspace
+
+    return lora_path(Workspace.at(), Path(text).expanduser(), beside=Path())
+
+
+_File = Annotated[
+    Path, typer.Argument(metavar="FILE", parser=_by_name, help="A LoRA, its name, or a folder that PEFT saved.")
+]
 _Uses = Annotated[list[str], typer.Argument(metavar="FILE[:STRENGTH]...", help="As in style.safetensors:0.8.")]
 _Out = Annotated[Path, typer.Option(metavar="FILE", help="A new .safetensors file.")]
 _Rank = Annotated[int | None, typer.Option(min=1, metavar="N", help="Rank rows a layer keeps, at most.")]
@@ -280,7 +290,8 @@ def spectrum(
 @app.command()
 def scale(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="A LoRA whose header says how it was trained.")
+        Path | None,
+        typer.Argument(metavar="[FILE]", parser=_by_name, help="A LoRA whose header says how it was trained."),
     ] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank; by default the file's.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Alpha; by default the file's.")] = None,
@@ -305,7 +316,8 @@ def scale(
 @app.command()
 def advise(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="A trained LoRA: which rank would have been enough.")
+        Path | None,
+        typer.Argument(metavar="[FILE]", parser=_by_name, help="A trained LoRA: which rank would have been enough."),
     ] = None,
     dataset: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Captioned pictures: which rank a training on them needs.")
@@ -388,6 +400,7 @@ def _terms(texts: Sequence[str]) -> list[Term]:
     from diffusion_lora.generate.request import parse_lora_argument
 
     uses = [parse_lora_argument(text) for text in texts]
+    uses = [replace(use, path=_by_name(str(use.path))) for use in uses]
 
     from diffusion_lora.lora.adapter import read_adapter
     from diffusion_lora.lora.algebra import Term

@@ -158,6 +158,24 @@ def find_model(workspace: Workspace, kind: Kind, name: str) -> Model:
     raise WorkspaceError(f"there is no {noun} {name!r} in the workspace {workspace.root} or what it adopted: {hint}")
 
 
+def model_named(workspace: Workspace, kind: Kind, name: str) -> Model | None:
+    """The model that is listed under exactly this name. Raises WorkspaceError when the setting is damaged."""
+    return next((model for model in models(workspace, kind) if model.name == name), None)
+
+
+def lora_path(workspace: Workspace, path: Path, beside: Path | None = None) -> Path:
+    """The file (or folder) at a path, relative ones taken from `beside` or the workspace's root; else that of the LoRA
+    of this name, if the workspace is there.
+
+    A path that ends in .safetensors stays a path, for whoever opens it to say that it is not there. Raises
+    WorkspaceError when there is no LoRA of the name, or several.
+    """
+    place = (workspace.root if beside is None else beside) / path
+    if place.suffix == SUFFIX or place.exists() or not workspace.root.is_dir():
+        return place
+    return find_model(workspace, "loras", path.as_posix()).path
+
+
 def _model_folders(folder: Path) -> Iterator[tuple[Kind, Path]]:
     """The folders of models in an adopted one, each once: on some systems Lora and lora are the same."""
     seen: set[Path] = set()

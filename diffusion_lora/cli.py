@@ -10,6 +10,7 @@ import os
 import secrets
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -132,7 +133,8 @@ def run(
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='As in "a big red cat on a sky background".')],
     lora: Annotated[
-        list[str] | None, typer.Option(metavar="FILE[:STRENGTH]", help="As in style.safetensors:0.8. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="FILE[:STRENGTH]", help="As in style.safetensors:0.8; a file or a name. Repeatable."),
     ] = None,
     seed: _Seed = None,
     steps: _Steps = 20,
@@ -154,6 +156,7 @@ def generate(
 
     first = _any_seed() if seed is None else seed
     width, height = _size_px(size)
+    uses = tuple(_found(parse_lora_argument(text)) for text in lora or ())
     requests = [
         Request(
             prompt=prompt,
@@ -164,7 +167,7 @@ def generate(
             width=width,
             height=height,
             sampler=sampler,
-            loras=tuple(parse_lora_argument(text) for text in lora or ()),
+            loras=uses,
         )
         for index in range(count)
     ]
@@ -509,12 +512,20 @@ def _lora_strengths(text: str) -> "tuple[LoraUse, tuple[float, ...]]":
 
     file, _, strengths = text.rpartition(":")
     if "," not in strengths:
-        use = parse_lora_argument(text)
+        use = _found(parse_lora_argument(text))
         return use, (use.strength,)
     try:
-        return parse_lora_argument(file), tuple(float(strength) for strength in strengths.split(","))
+        return _found(parse_lora_argument(file)), tuple(float(strength) for strength in strengths.split(","))
     except ValueError:
         raise PromptError(f"--lora {text!r}: {strengths!r} is not a list of numbers, as in 0,0.5,1") from None
+
+
+def _found(use: "LoraUse") -> "LoraUse":
+    """What is no path of a file may be the name of a LoRA in the workspace. Raises WorkspaceError."""
+    from diffusion_lora.adopted import lora_path
+    from diffusion_lora.workspace import Workspace
+
+    return replace(use, path=lora_path(Workspace.at(), use.path, beside=Path()))
 
 
 def _axes(prompts: list[str], swept: "list[tuple[LoraUse, tuple[float, ...]]]") -> "tuple[Axis, Axis]":

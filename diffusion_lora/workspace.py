@@ -42,12 +42,17 @@ class Workspace:
 
         By default $DIFFUSION_LORA_WORKSPACE, else ~/diffusion-lora. Raises OutputError.
         """
-        chosen = root or Path(os.environ.get(VARIABLE) or Path.home() / "diffusion-lora")
-        workspace = cls(chosen.expanduser().resolve())
+        workspace = cls.at(root)
         for area in _AREAS:
             _make_folder(workspace.root / area)
         _make_folder(workspace.state)
         return workspace
+
+    @classmethod
+    def at(cls, root: Path | None = None) -> Workspace:
+        """The same workspace as `open` gives, with nothing made: it may not be there."""
+        chosen = root or Path(os.environ.get(VARIABLE) or Path.home() / "diffusion-lora")
+        return cls(chosen.expanduser().resolve())
 
     @property
     def bases(self) -> Path:

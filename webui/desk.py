@@ -1,7 +1,7 @@
 """The desk as values: channels and form in, requests out, and back again. No Gradio, no torch.
 
 The desk's state lives in the browser as a JSON list, one object a channel, and comes with every order; nothing in it
-is believed before it has been looked at: a channel names a LoRA by its place below `loras/`, never by a path. What the
+is believed before it has been looked at: a channel names a LoRA as the workspace lists it, never by a path. What the
 strips look like is `strips`' business, and drawing is the engine's.
 """
 
@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from diffusion_lora.adopted import model_named
 from diffusion_lora.errors import AdapterFileError, PromptError
 from diffusion_lora.generate.request import LoraUse, Request
 from diffusion_lora.lora.card import Card
 from diffusion_lora.lora.header import tensor_hash
+from diffusion_lora.workspace import Workspace
 
 MAX_STRENGTH = 10.0
 MAX_PICTURES = 64
@@ -30,7 +32,7 @@ _SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class Channel:
-    """One LoRA on the desk; `name` is its place below `loras/` without the suffix.
+    """One LoRA on the desk; `name` is the one that the workspace lists it under (`adopted`).
 
     `text_strength` is that of its text encoder part, None the same as `strength`.
     """
@@ -113,16 +115,16 @@ def sounding(channels: Iterable[Channel]) -> tuple[Channel, ...]:
     )
 
 
-def requests_of(form: Form, channels: Iterable[Channel], loras: Path) -> list[Request]:
+def requests_of(form: Form, channels: Iterable[Channel], workspace: Workspace) -> list[Request]:
     """One request a picture, picture i with seed + i. Raises PromptError and AdapterFileError, in words."""
     count = _whole(form.pictures, "the number of pictures", 1)
     if not 1 <= count <= MAX_PICTURES:
         raise PromptError(f"{count} pictures are asked for; give 1 to {MAX_PICTURES}")
-    first = _request(form, sounding(channels), loras)
+    first = _request(form, sounding(channels), workspace)
     return [replace(first, seed=first.seed + index) for index in range(count)]
 
 
-def sweep_requests(form: Form, channels: Iterable[Channel], sweep: Sweep, loras: Path) -> list[Request]:
+def sweep_requests(form: Form, channels: Iterable[Channel], sweep: Sweep, workspace: Workspace) -> list[Request]:
     """One request a strength of the swept channel, all of one seed; the one that is asked about is
     heard, muted or not, and beside those that are soloed.
 
@@ -141,7 +143,7 @@ def sweep_requests(form: Form, channels: Iterable[Channel], sweep: Sweep, loras:
             replace(channel, strength=value, muted=False, solo=soloed) if channel.name == sweep.name else channel
             for channel in every
         )
-        drawn.append(_request(seeded, sounding(turned), loras))
+        drawn.append(_request(seeded, sounding(turned), workspace))
     return drawn
 
 
@@ -245,7 +247,7 @@ def facts(card: Card | None, thumb: str | None = None) -> dict[str, Any]:
     return {"kind": kind, "trigger": card.trigger_word, "thumb": thumb}
 
 
-def _request(form: Form, channels: Iterable[Channel], loras: Path) -> Request:
+def _request(form: Form, channels: Iterable[Channel], workspace: Workspace) -> Request:
     return Request(
         prompt=form.prompt.strip(),
         negative_prompt=form.negative_prompt.strip(),
@@ -256,21 +258,20 @@ def _request(form: Form, channels: Iterable[Channel], loras: Path) -> Request:
         height=_whole(form.height, "the height", 0),
         sampler=form.sampler,
         loras=tuple(
-            LoraUse(channel.name, lora_file(channel.name, loras), channel.strength, channel.text_strength)
+            LoraUse(channel.name, lora_file(channel.name, workspace), channel.strength, channel.text_strength)
             for channel in channels
         ),
     )
 
 
-def lora_file(name: str, loras: Path) -> Path:
-    """The file of a LoRA named by its place below `loras`. Raises AdapterFileError when it is not there."""
-    path = loras / f"{name}{_SUFFIX}"
-    # A name from the browser must not lead out of the folder; links that a person put into it may.
-    if not name or Path(name).is_absolute() or ".." in Path(name).parts or not path.is_file():
+def lora_file(name: str, workspace: Workspace) -> Path:
+    """The file of a LoRA by its name in the workspace. Raises AdapterFileError when it is not there."""
+    model = model_named(workspace, "loras", name)
+    if model is None:
         raise AdapterFileError(
-            f"the LoRA {name} is no longer in {loras}: put its file back, or take its channel off the desk"
+            f"the LoRA {name} is no longer in {workspace.loras}: put its file back, or take its channel off the desk"
         )
-    return path
+    return model.path
 
 
 def _find(use: LoraUse, cards: Sequence[Card]) -> Card | None:

@@ -33,7 +33,7 @@ from diffusion_lora.generate.wire import (
     from_line,
     status_from,
 )
-from diffusion_lora.lora.card import Card, read_cards
+from diffusion_lora.lora.card import Card, workspace_cards
 from diffusion_lora.processes import Presence, alive, read
 from diffusion_lora.workspace import Workspace
 
@@ -151,8 +151,8 @@ class EngineClient:
         return ""
 
     def adapters(self) -> list[Card]:
-        """The LoRA files of the workspace, from their headers: read here, so that the list needs no engine."""
-        return read_cards(self.workspace.loras)
+        """The LoRAs of the workspace, from their headers: read here, so that the list needs no engine."""
+        return workspace_cards(self.workspace)
 
     def _ask(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, presence: Presence | None = None

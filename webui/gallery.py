@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diffusion_lora.adopted import model_named, roots
 from diffusion_lora.errors import PromptError
 from diffusion_lora.images import SUFFIXES
+from diffusion_lora.sidecar import read_notes
 from diffusion_lora.workspace import Workspace
 
 SHOWN = 120
@@ -67,4 +69,6 @@ def thumb(workspace: Workspace, name: str, small: SmallCopy) -> str | None:
     previews = workspace.runs / name / "previews"
     drawn = sorted(previews.glob("step-*-0.png"))[-1:] if previews.is_dir() else []
     found = next((path for path in [*beside, *drawn] if path.is_file()), None)
+    if found is None and (model := model_named(workspace, "loras", name)) is not None:
+        found = read_notes(model.path, [root.folder for root in roots(workspace, "loras")]).preview
     return None if found is None else small(found)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from diffusion_lora.adopted import models, roots
 from diffusion_lora.errors import AdapterFileError
 from diffusion_lora.layouts.layout import layout_of_width
 from diffusion_lora.lora.formats import foreign
 from diffusion_lora.lora.formats.forms import DOWN, Shape
 from diffusion_lora.lora.formats.names import parse
 from diffusion_lora.lora.header import Header, read_header
+from diffusion_lora.sidecar import read_notes
+from diffusion_lora.workspace import Workspace
 
 _KINDS = ("style", "subject", "character", "concept")
 
@@ -26,7 +29,8 @@ class Card:
 
     `name` is its place below that folder without the suffix ("mine/robot"); `rank` the one that most layers have and
     `alpha` what the metadata says; `kind` is style, subject, character or concept where the metadata's tags say so;
-    `base` is what it was trained on. What is unknown is empty or None. `changed` is in unix seconds.
+    `base` is what it was trained on. What is unknown is empty or None. `changed` is in unix seconds. From what is noted
+    beside the file come `preferred_weight`, 0 for none, and `preview`, a picture.
     """
 
     name: str
@@ -39,6 +43,8 @@ class Card:
     trigger_word: str = ""
     base: str = ""
     problem: str = ""
+    preferred_weight: float = 0.0
+    preview: Path | None = None
 
 
 def read_cards(folder: Path) -> list[Card]:
@@ -53,6 +59,22 @@ def read_cards(folder: Path) -> list[Card]:
         for path, place in parts
         if not any(part.startswith(".") for part in place.parts)
     ]
+
+
+def workspace_cards(workspace: Workspace) -> list[Card]:
+    """The cards of all LoRAs of a workspace, adopted ones too, with what is noted beside them (`sidecar`).
+
+    Raises WorkspaceError when the list of adopted folders cannot be read.
+    """
+    inside = [root.folder for root in roots(workspace, "loras")]
+    cards = []
+    for model in models(workspace, "loras"):
+        card, notes = read_card(model.path, model.name), read_notes(model.path, inside)
+        words = card.trigger_word or " ".join(notes.activation_text.split())
+        cards.append(
+            replace(card, trigger_word=words, preferred_weight=notes.preferred_weight, preview=notes.preview)
+        )
+    return cards
 
 
 def read_card(path: Path, name: str) -> Card:

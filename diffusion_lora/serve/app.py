@@ -21,11 +21,12 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
+from diffusion_lora.adopted import lora_path
 from diffusion_lora.errors import PromptError, UserError
 from diffusion_lora.generate.infotext import request_from_fields
 from diffusion_lora.generate.request import Request as PictureRequest
 from diffusion_lora.generate.wire import Last, Start, status_fields, to_line
-from diffusion_lora.lora.card import read_cards
+from diffusion_lora.lora.card import workspace_cards
 from diffusion_lora.serve.drawing import Drawing
 from diffusion_lora.serve.guard import Message, Receive, Send
 from diffusion_lora.serve.studio import Studio
@@ -78,8 +79,10 @@ def create_app(studio: Studio, workspace: Workspace, on_request: Callable[[], No
     @app.get("/adapters")
     def _adapters() -> Response:  # no async: a long folder is read beside the loop
         on_request()
-        cards = [asdict(card) | {"path": workspace.relative(card.path)} for card in read_cards(workspace.loras)]
-        return JSONResponse({"adapters": cards})
+        cards = workspace_cards(workspace)
+        paths = [{"path": card.path, "preview": card.preview} for card in cards]
+        places = [{key: path and workspace.relative(path) for key, path in one.items()} for one in paths]
+        return JSONResponse({"adapters": [asdict(card) | place for card, place in zip(cards, places, strict=True)]})
 
     return app
 
@@ -147,5 +150,6 @@ def _text(body: dict[str, Any], name: str) -> str:
 
 
 def _in_workspace(workspace: Workspace, request: PictureRequest) -> PictureRequest:
-    """The request with relative paths of LoRAs taken from the workspace, wherever this process was started."""
-    return replace(request, loras=tuple(replace(use, path=workspace.root / use.path) for use in request.loras))
+    """The request with relative paths of LoRAs taken from the workspace, wherever this process was started; what is no
+    path of a file there may be the name of a LoRA. Raises WorkspaceError when it is neither."""
+    return replace(request, loras=tuple(replace(use, path=lora_path(workspace, use.path)) for use in request.loras))

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lora.adopted import SETTING, adopt, adopted_folders, find_model, models, release, roots
+from diffusion_lora.adopted import (
+    SETTING,
+    adopt,
+    adopted_folders,
+    find_model,
+    lora_path,
+    models,
+    release,
+    roots,
+)
 from diffusion_lora.errors import WorkspaceError
 from diffusion_lora.workspace import Workspace
 
@@ -182,3 +191,22 @@ def test_the_last_part_of_a_name_is_enough_where_it_is_plain(workspace: Workspac
 def test_the_setting_is_plain_json(workspace: Workspace, webui: Path) -> None:
     adopt(workspace, webui)
     assert json.loads((workspace.root / SETTING).read_text(encoding="utf-8")) == {"folders": [str(webui)]}
+
+
+def test_a_path_is_a_path_and_the_rest_are_names(
+    workspace: Workspace, webui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is typed as a file must stay that file, or be told to be missing; never another one of the workspace."""
+    adopt(workspace, webui)
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path / "here.safetensors", tmp_path / "saved" / "adapter_model.safetensors")
+    neon = webui / "models/Lora/styles/neon.safetensors"
+    assert lora_path(workspace, Path("neon"), beside=Path()) == neon
+    assert lora_path(workspace, Path("styles/neon")) == neon
+    assert lora_path(workspace, Path("ink.safetensors"), beside=Path()) == Path("ink.safetensors")
+    assert lora_path(workspace, Path("here.safetensors"), beside=Path()) == Path("here.safetensors")
+    assert lora_path(workspace, Path("saved"), beside=Path()) == Path("saved")
+    assert lora_path(workspace, Path("loras/x.safetensors")) == workspace.loras / "x.safetensors"
+    assert lora_path(Workspace(tmp_path / "none"), Path("neon"), beside=Path()) == Path("neon")
+    with pytest.raises(WorkspaceError, match="there is no LoRA 'nothing'"):
+        lora_path(workspace, Path("nothing"), beside=Path())

@@ -1,5 +1,6 @@
 """Cards of LoRA files: what a list shows, from headers alone, and what is wrong with a file in a sentence."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from diffusion_lora.lora.card import read_card, read_cards
+from diffusion_lora.adopted import adopt
+from diffusion_lora.lora.card import read_card, read_cards, workspace_cards
+from diffusion_lora.workspace import Workspace
 
 LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 
@@ -74,3 +77,24 @@ def test_cards_need_no_torch(checkout: Path) -> None:
     """The page would load torch to show a list."""
     code = "import sys, diffusion_lora.lora.card; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=checkout, check=False).returncode == 0
+
+
+def test_adopted_loras_are_listed_with_what_is_noted_beside_them(tmp_path: Path) -> None:
+    """Whoever comes from another program would find an empty list, or one without pictures and trigger words."""
+    workspace = Workspace.open(tmp_path / "workspace")
+    folder = tmp_path / "webui" / "models" / "Lora"
+    write(workspace.loras / "mine.safetensors", {"modelspec.trigger_phrase": "own"})
+    write(folder / "styles" / "ink.safetensors")
+    (folder / "styles" / "ink.png").touch()
+    noted = {"activation text": "inky\nbrush", "preferred weight": 0.7}
+    (folder / "styles" / "ink.json").write_text(json.dumps(noted), encoding="utf-8")
+    (folder / "torn.safetensors").touch()
+    adopt(workspace, tmp_path / "webui")
+    cards = {card.name: card for card in workspace_cards(workspace)}
+    assert list(cards) == ["mine", "styles/ink", "torn"]
+    ink = cards["styles/ink"]
+    assert (ink.trigger_word, ink.preferred_weight, ink.rank) == ("inky brush", 0.7, 8)
+    assert ink.preview == folder / "styles" / "ink.png"
+    assert ink.path == folder / "styles" / "ink.safetensors"
+    assert (cards["mine"].trigger_word, cards["mine"].preferred_weight) == ("own", 0.0)
+    assert cards["torn"].problem

@@ -10,6 +10,7 @@ from diffusion_lora.errors import AdapterFileError, PromptError
 from diffusion_lora.generate.request import LoraUse, Request, parse_lora_argument
 from diffusion_lora.lora.card import Card
 from diffusion_lora.lora.header import tensor_hash
+from diffusion_lora.workspace import Workspace
 from webui.desk import (
     Channel,
     Form,
@@ -40,6 +41,10 @@ def loras(tmp_path: Path) -> Path:
     return folder
 
 
+def workspace_of(loras: Path) -> Workspace:
+    return Workspace(loras.parent)
+
+
 def cards_of(folder: Path) -> list[Card]:
     """The cards of these files, as if they were LoRAs."""
     return [
@@ -54,7 +59,7 @@ def test_the_faders_become_strengths_in_their_order(loras: Path) -> None:
         {"name": "hero", "strength": 0.7, "text": 0.5, "muted": False, "solo": False, "thumb": "x.png"},
         {"name": "mine/robot", "strength": -0.3, "text": None, "muted": False, "solo": False},
     ]
-    (request,) = requests_of(FORM, channels_of(state), loras)
+    (request,) = requests_of(FORM, channels_of(state), workspace_of(loras))
     assert request.loras == (
         LoraUse("hero", loras / "hero.safetensors", 0.7, 0.5),
         LoraUse("mine/robot", loras / "mine/robot.safetensors", -0.3),
@@ -75,26 +80,26 @@ def test_mute_solo_and_zero_silence_a_channel() -> None:
 
 def test_several_pictures_count_the_seed_on(loras: Path) -> None:
     """Wrong: the page's pictures and those of `--count` have different seeds."""
-    assert [request.seed for request in requests_of(replace(FORM, pictures=3), (), loras)] == [7, 8, 9]
+    assert [request.seed for request in requests_of(replace(FORM, pictures=3), (), workspace_of(loras))] == [7, 8, 9]
 
 
 @pytest.mark.parametrize("seed", ["", " ", "-1"])
 def test_an_empty_seed_is_any(loras: Path, seed: str) -> None:
     """Wrong: an empty field is seed 0 for ever, or an error."""
-    drawn = {requests_of(replace(FORM, seed=seed), (), loras)[0].seed for _ in range(5)}
+    drawn = {requests_of(replace(FORM, seed=seed), (), workspace_of(loras))[0].seed for _ in range(5)}
     assert len(drawn) > 1
 
 
 def test_what_is_left_out_is_the_bases_own(loras: Path) -> None:
     """Wrong: an empty size or guidance is sent as 0 and refused."""
-    (request,) = requests_of(Form(prompt="x", seed="1", width=0, height=None, guidance=0), (), loras)
+    (request,) = requests_of(Form(prompt="x", seed="1", width=0, height=None, guidance=0), (), workspace_of(loras))
     assert (request.width, request.height, request.guidance_scale, request.steps) == (0, 0, None, 20)
 
 
 def test_a_sweep_is_one_seed_and_one_channel_at_evenly_spread_strengths(loras: Path) -> None:
     """Wrong: something else than the swept strength differs between the pictures of a sweep."""
     channels = (Channel("neon", 0.8), Channel("hero", 0.7), Channel("mine/robot", muted=True))
-    drawn = sweep_requests(replace(FORM, seed="", pictures=4), channels, Sweep("neon", 0, 1.2, 5), loras)
+    drawn = sweep_requests(replace(FORM, seed="", pictures=4), channels, Sweep("neon", 0, 1.2, 5), workspace_of(loras))
     assert len({request.seed for request in drawn}) == 1
     strengths = [{use.name: use.strength for use in request.loras} for request in drawn]
     assert strengths == [
@@ -109,7 +114,7 @@ def test_a_sweep_is_one_seed_and_one_channel_at_evenly_spread_strengths(loras: P
 def test_a_swept_channel_is_heard_though_muted_and_beside_a_solo(loras: Path) -> None:
     """Wrong: a sweep of a muted strip draws the same picture seven times."""
     muted = (Channel("neon", muted=True), Channel("hero", 0.5, solo=True), Channel("mine/robot"))
-    drawn = sweep_requests(FORM, muted, Sweep("neon", 0.5, 1, 2), loras)
+    drawn = sweep_requests(FORM, muted, Sweep("neon", 0.5, 1, 2), workspace_of(loras))
     assert [[use.name for use in request.loras] for request in drawn] == [["neon", "hero"]] * 2
 
 
@@ -136,7 +141,7 @@ def test_a_click_on_sweep_alone_goes_from_0_to_1_2_in_7() -> None:
 def test_what_cannot_be_drawn_is_said_in_words(loras: Path, form: Form, said: str) -> None:
     """Wrong: a field that a person mistyped ends in a traceback, or in another picture than asked for."""
     with pytest.raises(PromptError, match=said):
-        requests_of(form, (), loras)
+        requests_of(form, (), workspace_of(loras))
 
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "", "gone", "mine/../../x"])
@@ -144,7 +149,7 @@ def test_a_channel_names_a_file_below_loras_or_nothing(loras: Path, name: str) -
     """Wrong: a browser can make the engine open a file anywhere, or a file that is gone is a bug."""
     (loras.parent / "x.safetensors").write_bytes(b"x")
     with pytest.raises(AdapterFileError, match="no longer in"):
-        requests_of(FORM, [Channel(name)], loras)
+        requests_of(FORM, [Channel(name)], workspace_of(loras))
 
 
 @pytest.mark.parametrize(
@@ -169,13 +174,13 @@ def test_a_sweep_without_numbers_is_refused(data: dict[str, object]) -> None:
 def test_a_sweep_has_at_least_two_pictures(loras: Path, count: int) -> None:
     """Wrong: a sweep of one, or of a thousand, is begun."""
     with pytest.raises(PromptError, match="2 to 64"):
-        sweep_requests(FORM, [Channel("neon")], Sweep("neon", 0, 1, count), loras)
+        sweep_requests(FORM, [Channel("neon")], Sweep("neon", 0, 1, count), workspace_of(loras))
 
 
 def test_the_command_says_all_that_the_page_says(loras: Path) -> None:
     """Wrong: the copied command draws another picture than the page."""
     form = replace(FORM, prompt="it's a cat", negative_prompt="blurry, text", sampler="dpm++_2m_karras", pictures=2)
-    first, *_ = requests_of(form, [Channel("neon", 0.8), Channel("hero", -0.25, 0.5)], loras)
+    first, *_ = requests_of(form, [Channel("neon", 0.8), Channel("hero", -0.25, 0.5)], workspace_of(loras))
     words = shlex.split(command(first, count=2))
     assert words[:3] == ["diffusion-lora", "generate", "it's a cat"]
     options = list(zip(words[3::2], words[4::2], strict=True))
@@ -205,11 +210,11 @@ def test_a_pictures_request_comes_back_as_form_and_desk(loras: Path) -> None:
     """Wrong: drawing with the settings of a dropped picture draws another one."""
     channels = (Channel("neon", 0.8), Channel("mine/robot", -0.5, 0.25))
     form = replace(FORM, negative_prompt="text", sampler="euler", guidance=2.5)
-    (request,) = requests_of(form, channels, loras)
+    (request,) = requests_of(form, channels, workspace_of(loras))
     found = restore(replace(request, base="pocket"), cards_of(loras), base="pocket")
     assert found.channels == channels
     assert found.told == ()
-    assert requests_of(found.form, found.channels, loras) == [request]
+    assert requests_of(found.form, found.channels, workspace_of(loras)) == [request]
 
 
 def test_a_lora_is_found_by_name_and_by_its_tensors(loras: Path, tmp_path: Path) -> None:

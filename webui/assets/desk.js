@@ -337,7 +337,7 @@ function put(lora) {
   menu.hidePopover();
   if (!channels().some((channel) => channel.name === lora.name)) {
     commit([...channels(), {
-      name: lora.name, strength: 1, text: null, muted: false, solo: false,
+      name: lora.name, strength: lora.weight ? rounded(lora.weight) : 1, text: null, muted: false, solo: false,
       kind: lora.kind, trigger: lora.trigger, thumb: lora.thumb,
     }]);
     draw();

@@ -73,7 +73,7 @@ class _Generate:
         """Draw what form and desk say. Yields the stage and the film strip."""
         form, state = _form(values[:-1]), values[-1]
         yield from self._drawn(
-            lambda: desk.requests_of(form, desk.channels_of(state), self._workspace.loras), None, request
+            lambda: desk.requests_of(form, desk.channels_of(state), self._workspace), None, request
         )
 
     def sweep(self, asked: gr.EventData, request: gr.Request, *values: Any) -> Iterator[Any]:
@@ -85,7 +85,7 @@ class _Generate:
             yield stage.trouble(str(error)), gr.skip()
             return
         yield from self._drawn(
-            lambda: desk.sweep_requests(form, desk.channels_of(state), wanted, self._workspace.loras), wanted, request
+            lambda: desk.sweep_requests(form, desk.channels_of(state), wanted, self._workspace), wanted, request
         )
 
     def cancel(self, request: gr.Request) -> None:
@@ -183,7 +183,7 @@ class _Generate:
         """The command that draws what form and desk say."""
         form, state = _form(values[:-1]), values[-1]
         try:
-            requests = desk.requests_of(form, desk.channels_of(state), self._workspace.loras)
+            requests = desk.requests_of(form, desk.channels_of(state), self._workspace)
         except UserError as error:
             return "", stage.trouble(str(error))
         text = desk.command(
@@ -203,7 +203,12 @@ class _Generate:
             "title": "No LoRA yet",
             "text": f"Train one, or put .safetensors files into {self._workspace.loras}",
             "loras": [
-                {"name": card.name, "problem": _short(card), **desk.facts(card, self._thumb(card.name))}
+                {
+                    "name": card.name,
+                    "problem": _short(card),
+                    "weight": card.preferred_weight,
+                    **desk.facts(card, self._thumb(card.name)),
+                }
                 for card in self._context.engine.adapters()
             ],
         }
