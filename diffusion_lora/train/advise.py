@@ -20,7 +20,7 @@ from torch import Tensor
 from diffusion_lora.config import TrainConfig
 from diffusion_lora.diffusion.objective import picture_losses
 from diffusion_lora.errors import RunError
-from diffusion_lora.families.family import predict
+from diffusion_lora.families.family import predict, with_sizes
 from diffusion_lora.lora.advice import SHARE, Advice, Need, advice, need_of
 from diffusion_lora.lora.inject import Site, find_sites
 from diffusion_lora.train.draws import Draw, draw_step
@@ -94,20 +94,19 @@ def _of_rank_one(config: TrainConfig) -> TrainConfig:
 
 
 def _loss(config: TrainConfig, ready: Prepared, draw: Draw) -> Tensor:
-    """As in a training step; the base is as it was, no adapter acts."""
+    """That of a forward pass in the trainer; the base is as it was, no adapter acts."""
     device, schedule = ready.model.device, ready.schedule
     x0_BCHW, noise_BCHW, input_noise_BCHW, timesteps_B = (
         tensor.to(device) for tensor in (draw.x0_BCHW, draw.noise_BCHW, draw.input_noise_BCHW, draw.timesteps_B)
     )
     noisy_BCHW = schedule.add_noise(x0_BCHW, input_noise_BCHW, timesteps_B)
     with ready.arithmetic():
-        prediction_BCHW = predict(ready.model, noisy_BCHW, timesteps_B, ready.condition(draw.captions))
+        cond = with_sizes(ready.model, ready.condition(draw.captions), draw.sizes)
+        prediction_BCHW = predict(ready.model, noisy_BCHW, timesteps_B, cond)
     losses_B = picture_losses(
         config.loss, schedule, prediction_BCHW, x0_BCHW, noise_BCHW, timesteps_B, draw.mask_B1HW
     )
-    if draw.weights_B is not None:
-        losses_B = losses_B * draw.weights_B.to(device)
-    loss = losses_B.mean()
+    loss = (losses_B if draw.weights_B is None else losses_B * draw.weights_B.to(device)).mean()
     return loss * _FP16_FACTOR if config.train.precision == "fp16" else loss
 
 
