@@ -76,10 +76,15 @@ class Recognised:
 
 def recognise(path: Path) -> Recognised:
     """The family of a checkpoint and the sizes of its parts. Raises BaseModelError for whatever is not served."""
+    return recognise_header(header_of(path, "the base"))
+
+
+def header_of(path: Path, what: str) -> Header:
+    """The header of a checkpoint. Raises BaseModelError, beginning with `what`, for a pickle or a damaged file."""
     try:
-        return recognise_header(read_header(path))
+        return read_header(path)
     except AdapterFileError as error:
-        raise BaseModelError(f"the base {error}") from None
+        raise BaseModelError(f"{what} {error}") from None
 
 
 def recognise_header(header: Header) -> Recognised:
@@ -119,6 +124,8 @@ def vae_sizes(header: Header, prefix: str) -> Config:
     """The sizes of an autoencoder in original names. KeyError when it is none."""
     levels = _count(header, prefix + r"decoder\.up\.(\d+)\.")
     channels = [_shape(header, f"{prefix}encoder.down.{i}.block.0.conv2.weight")[0] for i in range(levels)]
+    if not channels:
+        raise KeyError(prefix + "decoder.up.0")
     return {
         "block_out_channels": channels,
         "down_block_types": ["DownEncoderBlock2D"] * levels,
@@ -234,7 +241,8 @@ def _family(path: Path, header: Header) -> str:
         raise BaseModelError(f"the base {path} is no checkpoint of Stable Diffusion: its first tensor is {first}")
     channels = _shape(header, _FIRST)[1:2]
     if channels != (4,):
-        what = _CHANNELS.get(channels[0] if channels else 0, f"a checkpoint whose UNet reads {channels} channels")
+        count = channels[0] if channels else 0
+        what = _CHANNELS.get(count, f"a checkpoint whose UNet reads {count} channels")
         raise BaseModelError(f"the base {path} is {what}, which is not served")
     known = [prefix for parts in TEXT.values() for prefix in parts.values()]
     starts = {prefix for prefix in known if any(name.startswith(prefix) for name in names)}

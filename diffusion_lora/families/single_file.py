@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lora.errors import BaseModelError
-from diffusion_lora.families.original import UNET, VAE, Config, Recognised, recognise, vae_sizes
+from diffusion_lora.families.original import UNET, VAE, Config, Recognised, header_of, recognise, vae_sizes
 from diffusion_lora.families.parts import Parts, frozen, unreadable
 from diffusion_lora.families.quiet import quiet
 from diffusion_lora.families.tokenizer import find_tokenizer
-from diffusion_lora.lora.header import read_header
 
 _OPEN_CLIP = {
     "positional_embedding": "embeddings.position_embedding.weight",
@@ -72,7 +71,7 @@ def load_vae_file(path: Path, config: Config, prefix: str | None = None) -> nn.M
     from diffusers import AutoencoderKL
 
     if prefix is None:
-        header = read_header(path)
+        header = header_of(path, "the VAE")
         prefix = next((start for start in (VAE, "vae.") if any(n.startswith(start) for n in header.tensors)), "")
         try:
             config = config | vae_sizes(header, prefix)
@@ -83,24 +82,28 @@ def load_vae_file(path: Path, config: Config, prefix: str | None = None) -> nn.M
 
 
 def _build(kind: Any, config: Config, path: Path, prefix: str, dtype: torch.dtype) -> nn.Module:
-    """A model of diffusers from the tensors of a prefix; every weight is there, and none is left over."""
+    """A model of diffusers from the tensors of a prefix; every weight is there, and none is left over.
+
+    Diffusers itself fails on a gap with torch's words, and only logs what is left over.
+    """
+    from accelerate import init_empty_weights
+
     tensors = _read(path, prefix, dtype)
     if not prefix:  # an autoencoder in a file of its own may lie beside what its training needed
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(_VAE_PARTS)}
+    with init_empty_weights():
+        places = len(kind.from_config(config).state_dict())
+    if len(tensors) != places:
+        raise BaseModelError(
+            f"{path} holds {len(tensors)} tensors {prefix}* and its family's {kind.__name__} has {places}: it is "
+            f"{'incomplete' if len(tensors) < places else 'built in another way'}; give another file or a folder"
+        )
     try:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.json").write_text(json.dumps({"_class_name": kind.__name__, **config}))
             model = kind.from_single_file(tensors, config=folder, local_files_only=True, dtype=dtype)
     except Exception as error:  # other shapes than the config's, and whatever else the library runs into
         raise unreadable(path, error) from error
-    empty = sorted(name for name, parameter in model.named_parameters() if parameter.is_meta)
-    if empty:
-        raise BaseModelError(f"{path}: the weights lack {empty[0]} and {len(empty) - 1} more")
-    if len(tensors) != len(model.state_dict()):
-        raise BaseModelError(
-            f"{path}: it has {len(tensors)} tensors {prefix}* and its {kind.__name__} has a place for "
-            f"{len(model.state_dict())}: it is built unlike its family; give a diffusers folder instead"
-        )
     return frozen(model)
 
 
