@@ -18,6 +18,7 @@ import typer
 from typer.exceptions import TyperException
 
 from diffusion_lora.adapter_commands import app as adapter_app
+from diffusion_lora.dataset_commands import app as dataset_app
 from diffusion_lora.errors import OutputError, PromptError, RunInterrupted, ServiceError, UserError
 from diffusion_lora.workspace_commands import app as workspace_app
 
@@ -46,6 +47,7 @@ app = typer.Typer(
 queue_app = typer.Typer(help="The runs that wait, run and are done.", invoke_without_command=True)
 app.add_typer(queue_app, name="queue")
 app.add_typer(adapter_app, name="adapter")
+app.add_typer(dataset_app, name="dataset")
 app.add_typer(workspace_app, name="workspace")
 
 _Workspace = Annotated[

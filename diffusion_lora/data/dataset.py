@@ -98,15 +98,17 @@ def open_dataset(
     report: Report = lambda problem: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     scanned: Scanned | None = None,
+    gate: bool = True,
 ) -> Dataset:
     """The data set of a configuration, for a base of `size_px` whose latents are `factor` times smaller.
 
     `indices` is the folder that keeps what was seen of pictures; `report` gets every problem of a picture. Raises
-    DatasetError: no pictures, no captions, nothing that can be read.
+    DatasetError: no pictures, nothing that can be read; without captions too, unless the `gate` is open.
     """
     table = config.dataset
     scanned = scanned or scan_table(table)
-    demand_captions(scanned, looking_for(table), required=table.captions_required)
+    if gate:
+        demand_captions(scanned, looking_for(table), required=table.captions_required)
     for problem in scanned.problems:
         report(problem)
     paths = [item.path for item in scanned.items] + [item.mask for item in scanned.items if item.mask]

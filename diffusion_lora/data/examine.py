@@ -143,7 +143,8 @@ def _read(index: Path) -> dict[str, Seen]:
     for line in lines:
         try:
             fields = json.loads(line)
-            known[fields.pop("file")] = Seen(**fields)
+            file = fields.pop("file")
+            known[file] = Seen(**fields)
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # cut by a crash: the picture is looked at again
     return known

@@ -91,11 +91,11 @@ def mask_pixels(path: Path, view: View, mask: Path | None) -> Image.Image | None
     None for a picture that has neither. Raises DatasetError for a file that cannot be read.
     """
     grey = open_image(mask).convert("L") if mask is not None else open_alpha(path)
-    return _fitted(grey, view) if grey is not None else None
+    return _fitted(grey, view, Image.Resampling.BOX) if grey is not None else None
 
 
-def _fitted(image: Image.Image, view: View) -> Image.Image:
-    fitted = ImageOps.fit(image, view.size, method=Image.Resampling.LANCZOS, centering=view.crop)
+def _fitted(image: Image.Image, view: View, method: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+    fitted = ImageOps.fit(image, view.size, method=method, centering=view.crop)
     return ImageOps.mirror(fitted) if view.mirrored else fitted
 
 
