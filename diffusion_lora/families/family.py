@@ -8,7 +8,7 @@
 The verbs are methods of no class: each hands over to the model's family, so that a new family is a new record.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ __all__ = [
     "Model",
     "Sizes",
     "decode",
+    "encode_ids",
     "encode_image",
     "encode_text",
     "load_base",
@@ -55,6 +56,14 @@ def load_base(
 def encode_text(model: Model, prompts: Sequence[str]) -> Conditioning:
     """Encode prompts, one row each. Gradients flow, so that the text encoder can be trained."""
     return model.family.encode_text(model, prompts)
+
+
+def encode_ids(model: Model, ids: Mapping[str, Tensor], clip_skip: int = 1) -> Conditioning:
+    """Encode token ids [B, max_tokens + 2] of every tokenizer, start, end and padding included, one row each.
+
+    `clip_skip` 1 reads the layer that the family always reads, 2 the one before it, and so on.
+    """
+    return model.family.encode_ids(model, ids, clip_skip)
 
 
 def encode_image(model: Model, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:

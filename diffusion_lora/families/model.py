@@ -56,6 +56,7 @@ class Family:
 
     name: str
     encode_text: Callable[["Model", Sequence[str]], Conditioning]
+    encode_ids: Callable[["Model", Mapping[str, Tensor], int], Conditioning]
     encode_image: Callable[["Model", Tensor], tuple[Tensor, Tensor]]
     decode: Callable[["Model", Tensor], Tensor]
     predict: Callable[["Model", Tensor, Tensor, Conditioning], Tensor]

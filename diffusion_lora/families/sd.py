@@ -4,7 +4,8 @@ One text encoder (the last hidden state after its final norm; of Stable Diffusio
 out at load), a UNet with cross-attention, a KL autoencoder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -14,11 +15,24 @@ from diffusion_lora.families.vae import decode, encode_image
 
 def encode_text(model: Model, prompts: Sequence[str]) -> Conditioning:
     """Hidden states [B, tokens, width] of the prompts; what goes beyond the encoder's length is cut off."""
-    encoder = model.text_encoders["te"]
     ids = model.tokenizers["te"](
         list(prompts), padding="max_length", max_length=model.max_tokens + 2, truncation=True, return_tensors="pt"
     ).input_ids
-    return Conditioning({"hidden_BTC": encoder(ids.to(model.device)).last_hidden_state})
+    return encode_ids(model, {"te": ids})
+
+
+def encode_ids(model: Model, ids: Mapping[str, Tensor], clip_skip: int = 1) -> Conditioning:
+    """Hidden states of token ids [B, tokens]: of the last layer, or of the `clip_skip`-th from the end, normed."""
+    encoder = model.text_encoders["te"]
+    if clip_skip == 1:
+        return Conditioning({"hidden_BTC": encoder(ids["te"].to(model.device)).last_hidden_state})
+    states = encoder(ids["te"].to(model.device), output_hidden_states=True).hidden_states
+    return Conditioning({"hidden_BTC": final_norm(encoder)(states[-min(clip_skip, len(states) - 1)])})
+
+
+def final_norm(encoder: Any) -> Any:
+    """The norm behind the last layer; some versions of transformers nest the encoder once more."""
+    return getattr(encoder, "text_model", encoder).final_layer_norm
 
 
 def predict(model: Model, noisy: Tensor, timesteps: Tensor, cond: Conditioning) -> Tensor:
@@ -41,6 +55,7 @@ def with_sizes(model: Model, cond: Conditioning, sizes: Sequence[Sizes]) -> Cond
 FAMILY = Family(
     name="sd",
     encode_text=encode_text,
+    encode_ids=encode_ids,
     encode_image=encode_image,
     decode=decode,
     predict=predict,

@@ -5,7 +5,7 @@ second; and the size, cut and target size of the picture. An empty prompt is zer
 when XL was trained without text: as negative prompt, and as the caption that is left out in training.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,18 +17,31 @@ from diffusion_lora.families.vae import decode, encode_image
 
 def encode_text(model: Model, prompts: Sequence[str]) -> Conditioning:
     """Hidden states [B, tokens, width 1 + width 2] and the pooled text [B, width] of the prompts."""
+    length = model.max_tokens + 2
+    return encode_ids(
+        model,
+        {
+            part: tokenizer(
+                list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            ).input_ids
+            for part, tokenizer in model.tokenizers.items()
+        },
+    )
+
+
+def encode_ids(model: Model, ids: Mapping[str, Tensor], clip_skip: int = 1) -> Conditioning:
+    """The same of token ids [B, tokens] for each encoder; `clip_skip` counts from the last layer but one."""
     hidden, pooled = [], None
     for part, encoder in model.text_encoders.items():
-        ids = model.tokenizers[part](
-            list(prompts), padding="max_length", max_length=model.max_tokens + 2, truncation=True, return_tensors="pt"
-        ).input_ids
-        answer: Any = encoder(ids.to(model.device), output_hidden_states=True)
-        hidden.append(answer.hidden_states[-2])
+        answer: Any = encoder(ids[part].to(model.device), output_hidden_states=True)
+        states = answer.hidden_states
+        hidden.append(states[-min(clip_skip + 1, len(states))])
         pooled = getattr(answer, "text_embeds", pooled)
     assert pooled is not None, "the second text encoder has a projection"
     hidden_BTC = torch.cat(hidden, dim=-1)
-    if model.zero_empty_prompt and not all(prompts):
-        spoken_B = torch.tensor([bool(prompt) for prompt in prompts], device=model.device)
+    first, tokenizer = next(iter(ids.values())), next(iter(model.tokenizers.values()))
+    spoken_B = (first[:, 1] != tokenizer.eos_token_id).to(model.device)
+    if model.zero_empty_prompt and not bool(spoken_B.all()):
         hidden_BTC = hidden_BTC.where(spoken_B[:, None, None], 0)
         pooled = pooled.where(spoken_B[:, None], 0)
     return Conditioning({"hidden_BTC": hidden_BTC, "pooled_BC": pooled})
@@ -66,6 +79,7 @@ def tokens(model: Model, prompt: str) -> int:
 FAMILY = Family(
     name="sdxl",
     encode_text=encode_text,
+    encode_ids=encode_ids,
     encode_image=encode_image,
     decode=decode,
     predict=predict,

@@ -11,7 +11,16 @@ import torch
 from diffusion_lora.data.sources import Item
 from diffusion_lora.data.views import Shown, View
 from diffusion_lora.errors import BaseModelError
-from diffusion_lora.families.family import Conditioning, Model, Sizes, encode_text, load_base, predict, with_sizes
+from diffusion_lora.families.family import (
+    Conditioning,
+    Model,
+    Sizes,
+    encode_ids,
+    encode_text,
+    load_base,
+    predict,
+    with_sizes,
+)
 from diffusion_lora.families.hub import needed_files
 from diffusion_lora.families.source import locate
 from diffusion_lora.train.draws import sizes_of
@@ -40,6 +49,22 @@ def test_an_empty_prompt_is_zeros_only_where_the_base_says_so(
         (other / "model_index.json").write_text(json.dumps(index | {"force_zeros_for_empty_prompt": False}))
         spoken = encode_text(load_base(str(other), device="cpu"), [""])
     assert all(tensor.any() for tensor in spoken.tensors.values())
+
+
+def test_an_earlier_layer_is_read_as_diffusers_counts(model: Model, miniature: Callable[[str], Path]) -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    pipe = StableDiffusionXLPipeline.from_pretrained(miniature("sdxl"), add_watermarker=False)
+    ids = {
+        part: tokenizer(["a cat"], padding="max_length", return_tensors="pt").input_ids
+        for part, tokenizer in model.tokenizers.items()
+    }
+    with torch.no_grad():
+        for skipped in (0, 1, 2):
+            theirs = pipe.encode_prompt("a cat", device="cpu", do_classifier_free_guidance=False, clip_skip=skipped)
+            ours = encode_ids(model, ids, skipped + 1).tensors
+            assert torch.equal(ours["hidden_BTC"], theirs[0])
+            assert torch.equal(ours["pooled_BC"], theirs[2])
 
 
 def test_gradients_reach_both_text_encoders(miniature: Callable[[str], Path]) -> None:
