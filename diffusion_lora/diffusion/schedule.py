@@ -17,6 +17,7 @@ from torch import Tensor
 from diffusion_lora.errors import BaseModelError, ConfigError
 
 Prediction = Literal["epsilon", "v_prediction"]
+_NEARLY_NOISE = 2.0**-24
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,13 @@ class NoiseSchedule:
     @property
     def timesteps(self) -> int:
         return len(self.alphas_cumprod)
+
+    @property
+    def betas(self) -> Tensor:
+        """The schedule as betas [T], for samplers that are given these; an end in pure noise, which they would divide
+        by, is lifted to 2**-24, as diffusers does."""
+        lifted = self.alphas_cumprod.double().clamp(min=_NEARLY_NOISE)
+        return (1.0 - lifted / torch.cat([lifted.new_ones(1), lifted[:-1]])).float()
 
     def add_noise(self, x0_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """x_t, in fp32."""

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffusion_lora.diffusion.schedule import NoiseSchedule
 from diffusion_lora.errors import DeviceError, PromptError
 from diffusion_lora.families.family import Conditioning, Model, decode, encode_text, predict, tokens
 from diffusion_lora.families.quiet import quiet
@@ -287,7 +288,10 @@ def _scheduler(sampler: Sampler, config: Mapping[str, Any], steps: int) -> Any:
     options = dict(sampler.options)
     if steps >= config.get("num_train_timesteps", 1000):
         options["steps_offset"] = 0  # every timestep is taken: an offset would lead beyond the last
-    return getattr(diffusers, sampler.scheduler_class).from_config(dict(config), **options)
+    kind = getattr(diffusers, sampler.scheduler_class)
+    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in signature(kind).parameters:
+        options["trained_betas"] = NoiseSchedule.from_config(config).betas.tolist()  # it would not end in noise
+    return kind.from_config(dict(config), **options)
 
 
 def _evaluations(batch: Sequence[_Job]) -> int:
