@@ -157,15 +157,16 @@ def needs_of(spectrum: Spectrum) -> list[Need]:
     ]
 
 
-def need_of(key: str, matrix: Tensor, share: float = SHARE) -> Need:
-    """Of a whole matrix ``[out, in(, k, k)]``: as many singular values as hold the share, by randomised subspace
-    iteration where few do (`factors.svd`), twice as many at every try."""
-    whole = matrix.detach().cpu().double().flatten(1)
-    cost, rank, bound = sum(whole.shape), _FIRST_TRY, min(whole.shape)
+def need_of(key: str, gram: Tensor, cost: int, share: float = SHARE) -> Need:
+    """Of matrices side by side, from the sum of their Gram matrices ``[m, m]``: whose eigenvalues are squared singular
+    values, and whose trace is the energy. As many values as hold the share are sought, by randomised subspace iteration
+    where few do (`factors.svd`), twice as many at every try."""
+    whole = Delta(None, gram.detach().cpu().double())
+    energy, bound, rank = float(whole.v.trace()), len(gram), _FIRST_TRY
     while True:
-        part = svd(Delta(None, whole), min(rank, bound))
-        if rank >= bound or float(part.s.square().sum()) >= share * part.energy:
-            return Need(key, part.s, part.energy, cost)
+        squares = svd(whole, min(rank, bound)).s
+        if rank >= bound or float(squares.sum()) >= share * energy:
+            return Need(key, squares.sqrt(), energy, cost)
         rank *= 2
 
 

@@ -1,12 +1,14 @@
 """Rank advice before a training: what the first gradients of the whole weights look like.
 
-A LoRA of rank r can follow r directions of a layer's gradient at a time (Hu et al. 2021, section 7.2; the same view
-chooses the start in LoRA-GA, Wang et al. 2024, https://arxiv.org/abs/2407.05000). So the gradients of the weights that
-would be adapted are added up over a few steps, pictures, timesteps and noise drawn as the training will draw them, and
-their singular values tell how many directions hold most of their energy.
+A LoRA of rank r can follow r directions of a layer's gradient (Hu et al. 2021, section 7.2; the same view makes the
+projections of GaLore, Zhao et al. 2024, https://arxiv.org/abs/2403.03507). So the gradients of the weights that would
+be adapted are taken for a few steps, pictures, timesteps and noise drawn as the training will draw them, and the
+smallest subspace is sought that holds most of the energy of all of them, side by side. Not of their sum: the sum of a
+few steps keeps what they agree on, two or three directions, and a training turns away from those soon.
 
-The gradients of all layers at once are as large as the layers: they are taken in groups that fit a memory limit, and
-each group goes through the same steps again, which draw the same. What the numbers mean is `lora.advice`'s.
+Of each gradient only its Gram matrix is added up, on the smaller side of the layer. The gradients of all layers at once
+would be as large as the layers: they are taken in groups that fit a memory limit, and each group goes through the same
+steps again, which draw the same. What the numbers mean is `lora.advice`'s.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ GROUP_BYTES = 2 << 30
 
 _FP16_FACTOR = 1024.0  # half-precision gradients would vanish; energies are compared with one another only
 _NOISE_NOTE = (
-    "gradients of {} pictures at the start: noise makes ranks look higher than what is learned in the end, "
-    "which `adapter advise FILE` tells of a trained LoRA"
+    "from the gradients of {} pictures before the first step, the noise of single steps among them; what a training "
+    "made of it, `adapter advise FILE` tells of the LoRA"
 )
 
 
@@ -70,7 +72,7 @@ def gradient_needs(
     group_bytes: int = GROUP_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Need]:
-    """The singular values of the summed gradients of these layers' weights, in their order."""
+    """The singular values of the gradients of these layers' weights, all passes side by side; layers in their order."""
     groups = _groups(sites, group_bytes)
     needs = []
     for number, group in enumerate(groups):
@@ -82,7 +84,7 @@ def gradient_needs(
             for key, total in sums.items():
                 if not torch.isfinite(total).all():
                     raise RunError(f'the gradient of {key} is not finite: try --set train.precision="fp32"')
-                needs.append(need_of(key, total, share))
+                needs.append(need_of(key, total, sum(group[key].weight.flatten(1).shape), share))
     return needs
 
 
@@ -111,11 +113,11 @@ def _loss(config: TrainConfig, ready: Prepared, draw: Draw) -> Tensor:
 
 
 def _groups(sites: Mapping[str, Site], group_bytes: int) -> list[dict[str, Site]]:
-    """The layers in their order, in groups whose gradients and sums fit; a single layer may be larger."""
+    """The layers in their order, in groups whose gradients and Gram matrices fit; a single layer may be larger."""
     groups: list[dict[str, Site]] = []
     used = 0
     for key, site in sites.items():
-        size = site.weight.numel() * (4 + site.weight.element_size())
+        size = site.weight.numel() * site.weight.element_size() + 4 * _smaller(site.weight) ** 2
         if not groups or used + size > group_bytes:
             groups.append({})
             used = 0
@@ -126,8 +128,8 @@ def _groups(sites: Mapping[str, Site], group_bytes: int) -> list[dict[str, Site]
 
 @contextmanager
 def _summed(sites: Mapping[str, Site]) -> Iterator[dict[str, Tensor]]:
-    """While it lasts, every backward pass adds the gradients of these weights to sums in fp32."""
-    sums = {key: torch.zeros_like(site.weight, dtype=torch.float32) for key, site in sites.items()}
+    """While it lasts, every backward pass adds the Gram matrices of these weights' gradients to sums, fp32."""
+    sums = {key: torch.zeros(2 * (_smaller(site.weight),), device=site.weight.device) for key, site in sites.items()}
     hooks = []
     try:
         for key, site in sites.items():
@@ -145,8 +147,14 @@ def _summed(sites: Mapping[str, Site]) -> Iterator[dict[str, Tensor]]:
 def _adder(total: Tensor) -> Callable[[Tensor], None]:
     def add(weight: Tensor) -> None:
         assert weight.grad is not None
-        total.add_(weight.grad)
+        rows = weight.grad.float().flatten(1)
+        rows = rows if len(rows) == len(total) else rows.T
+        total.addmm_(rows, rows.T)
         weight.grad = None
 
     return add
+
+
+def _smaller(weight: Tensor) -> int:
+    return min(weight.flatten(1).shape)
 
