@@ -169,7 +169,7 @@ def write_word(vectors: Mapping[str, Tensor], path: Path, dtype: Dtype = "fp32")
     """
     tensors = {alone_name(part): _as_saved(path, alone_name(part), tensor, dtype) for part, tensor in vectors.items()}
     try:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(path.parent, error) from error
     write_atomically(path, safetensors.torch.save(tensors))

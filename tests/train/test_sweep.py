@@ -43,6 +43,7 @@ SWEEPS = {
     "rates": ("sweep.optimizer.lr=[1e-2, 3e-2]", "sweep.optimizer.max_grad_norm=[0.1, 0]"),
     "targets": ('sweep.lora.targets=["qv", "wide"]', 'sweep.lora.text_targets=["none", "attention"]'),
     "forms": ('sweep.lora.dora=["off", "output"]', "lora.dropout=0.1", "lora.module_dropout=0.2", "lora.alpha=2"),
+    "words": ("word.text=thing", "sweep.optimizer.word_lr=[1e-3, 1e-2]", "optimizer.text_lr=0"),
     "losses": ("sweep.loss.min_snr_gamma=[0, 5]", "sweep.loss.noise_offset=[0, 0.1]"),
 }
 
