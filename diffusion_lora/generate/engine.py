@@ -64,6 +64,7 @@ class Engine:
         weights = None if model.dtype == torch.float32 else model.dtype
         self._autocast = weights if precision == "auto" else _AUTOCAST[precision] or weights
         self._shelf = Shelf(model)
+        self._told = len(model.notes)  # of the base's notes; more may come while it draws
 
     def draw(
         self, requests: Sequence[Request], *, progress: Progress | None = None, batch_size: int | None = None
@@ -175,9 +176,11 @@ class Engine:
                 f"the picture of seed {broken[0].seed} came out as no numbers: "
                 + (f"lower the strengths ({loras})" if loras else "draw in fp32 (--precision fp32)")
             )
+        images = self._images(latents)
+        news, self._told = tuple(self.model.notes[self._told :]), len(self.model.notes)
         return [
-            Picture(image, request, row, self._shelf.notes(request) + self._cut_off(request))
-            for image, request, row in zip(self._images(latents), requests, latents.cpu(), strict=True)
+            Picture(image, request, row, self._shelf.notes(request) + self._cut_off(request) + news)
+            for image, request, row in zip(images, requests, latents.cpu(), strict=True)
         ]
 
     def _denoise(self, batch: Sequence[_Job], counter: "_Counter") -> Tensor:

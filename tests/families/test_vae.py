@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from diffusion_lora.errors import BaseModelError
 from diffusion_lora.families.family import Model, decode, encode_image, load_base
 from diffusion_lora.families.vae import vae_dtype
+from diffusion_lora.generate.engine import Engine
+from diffusion_lora.generate.request import Request
 from tests.families.miniatures import original_vae_name
 
 
@@ -114,6 +116,42 @@ def test_half_precision_that_gives_no_numbers_is_mended_once_and_told(miniature:
             torch.testing.assert_close(call(), expected, rtol=2e-2, atol=2e-2)
         assert model.notes == ["the autoencoder of sdxl gave no numbers in float16: it works in fp32 from here on"]
         assert next(model.vae.parameters()).dtype == torch.float32
+
+
+def test_where_memory_does_not_suffice_it_works_in_tiles(
+    miniature: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that holds 32 latents along a side and no more: torch's own error says so."""
+    model = cpu(miniature("sd15"))
+    latents = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    whole, decoder = decode(model, latents), model.vae.decoder.forward  # type: ignore[union-attr, operator]
+
+    def narrow(sample: torch.Tensor, *rest: object) -> torch.Tensor:
+        if sample.shape[-1] > 32:
+            raise torch.OutOfMemoryError("no memory")
+        return decoder(sample, *rest)
+
+    monkeypatch.setattr(model.vae.decoder, "forward", narrow)
+    for _ in range(2):
+        tiled = decode(model, latents)
+        assert tiled.shape == whole.shape
+        assert (tiled - whole).abs().mean() < 0.05
+    assert len(model.notes) == 1
+    assert "it works in tiles" in model.notes[0]
+    monkeypatch.setattr(model.vae.decoder, "forward", lambda *_: narrow(torch.empty(33)))
+    with pytest.raises(torch.OutOfMemoryError):
+        decode(model, latents)
+
+
+def test_what_happens_while_drawing_is_told_with_the_picture(miniature: Callable[[str], Path]) -> None:
+    model = cpu(miniature("sd15"))
+    engine = Engine(model)
+    with torch.no_grad():
+        model.vae.get_submodule("decoder").conv_in.weight.mul_(2e5)  # type: ignore[operator, union-attr]
+    model.vae.half()
+    first, second = (engine.draw([Request("a cat", steps=1)])[0].notes for _ in range(2))
+    assert [note for note in first if "works in fp32 from here on" in note] == model.notes
+    assert not [note for note in second if "autoencoder" in note]
 
 
 def test_only_an_autoencoder_that_stands_it_is_used_in_half_precision(miniature: Callable[[str], Path]) -> None:
