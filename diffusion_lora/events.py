@@ -13,6 +13,7 @@ Every event has `time` (Unix seconds) and `kind`; a process that runs in front o
                 of a sweep loss and grad_norm are means, and adapters {name: {loss, grad_norm}} tells each one's own
     ranks       step, total, least, most: rank rows of all layers, and of the narrowest and widest, after a cut; adapter
                 says whose in a sweep
+    warning     step, about, text (, adapter): health, what was seen and what to change; each `about` once
     preview     step, paths (relative to the folder)
     checkpoint  step, path
     stop        step, reason: the run ended early; what there is of the adapter is written
@@ -40,7 +41,7 @@ Event = Mapping[str, Any]
 Progress = Callable[[Event], None]
 
 
-_LASTING = ("step", "ranks", "preview", "checkpoint")
+_LASTING = ("step", "ranks", "warning", "preview", "checkpoint")
 
 
 def ignore(event: Event) -> None:

@@ -52,6 +52,7 @@ class Story:
     began: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
     checkpoint: int | None = None
     adapter: str | None = None
@@ -178,6 +179,7 @@ def _told(name: str, folder: Path, config: TrainConfig, events: Sequence[Mapping
         began=began,
         notes=tuple(event["text"] for event in of.get("note", [])),
         problems=tuple(f"{event['picture']}: {event['text']}" for event in of.get("problem", [])),
+        warnings=tuple(event["text"] for event in of.get("warning", [])),
         columns=tuple(_columns(folder, of.get("preview", []))),
         checkpoint=max((int(event["step"]) for event in of.get("checkpoint", [])), default=None),
         adapter=Path(published[-1]["path"]).stem if published else None,

@@ -97,6 +97,7 @@ def health(story: Story | None) -> str:
         lines.append(("good", f"It {verb} from {count(int(pictures), 'picture')}."))
     trend = _trend(story)
     lines += [trend] if trend else []
+    lines += [("careful", warning) for warning in story.warnings]
     lines += [("careful", problem) for problem in story.problems]
     lines += [("dim", note) for note in story.notes]
     rows = "".join(f'<li><i class="dot {kind}"></i><span>{escape(sentence(text))}</span></li>' for kind, text in lines)

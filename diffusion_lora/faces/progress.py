@@ -59,6 +59,8 @@ class _TrainingWatch:
                 self._step(event)
             case "note" | "waiting":
                 self._say(event["text"])
+            case "warning":
+                self._say(f"warning: {event['text']}")
             case "problem":
                 self._say(f"left out: {event['text']}")
             case "preparing":

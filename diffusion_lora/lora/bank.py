@@ -153,6 +153,10 @@ class AdapterBank:
         adapter = self._loaded[name]
         return replace(adapter, metadata={**adapter.metadata, **(metadata or {})})
 
+    def weight(self, key: str) -> Tensor:
+        """The base's own weight of a layer, ``[out, in(, k, k)]``, whatever adapters it carries. KeyError."""
+        return self._sites[key].weight
+
     @contextmanager
     def mix(self, rows: Rows, component_rows: Mapping[str, Rows] | None = None) -> Iterator[None]:
         """Inside the context adapters act with these strengths; those not named do not act.

@@ -57,8 +57,16 @@ def save_checkpoint(
 ) -> Path:
     """Write the state after `step` steps, then let go of the oldest. `folded` says what is part of the base.
 
-    Raises OutputError; the older checkpoints then stay.
+    Raises OutputError, and RunError if the adapter holds numbers that are not finite; the older checkpoints then stay.
     """
+    for learner in learners:
+        broken = [name for name, segment in learner.adapter.segments.items() if not segment.isfinite().all()]
+        if broken and learner.diverged_at is None:
+            raise RunError(
+                f"stopped at step {step}: the adapter holds numbers that are not finite ({', '.join(broken)}), so "
+                "nothing of it is saved and the checkpoints before stay; try a lower optimizer.lr "
+                f"(say {learner.config.optimizer.lr / 3:.1g})"
+            )
     states = {learner.name: learner.state() for learner in learners}
     # Alone, a learner's state lies at the top: what was saved before there were sweeps is read by the same rule.
     alone = states.get("")

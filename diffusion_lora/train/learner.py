@@ -50,13 +50,15 @@ class Learner:
         self.adapter.zero_grad()
 
     def clip(self) -> Tensor:
-        """Bring the gradient to its true scale and clip it; its norm before clipping, a scalar on the device."""
+        """Bring the gradient to its true scale and clip it; its norm before clipping, and then that of each trained
+        segment, in the order of `optimizer.parts`: a vector on the device."""
         self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]
         trained = self.trained
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+        norms = torch.stack([torch.linalg.vector_norm(one.grad) for one in trained if one.grad is not None])
+        norm = torch.linalg.vector_norm(norms)
         if self.config.optimizer.max_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(trained, self.config.optimizer.max_grad_norm, norm)
-        return norm
+        return torch.cat([norm[None], norms])
 
     def update(self, step: int, norm: Tensor) -> dict[str, Any]:
         """Take step 0, 1, ..., unless this learner has diverged; the fields of `ranks` if it cut ranks before."""

@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from diffusion_lora.config import TrainConfig
 from diffusion_lora.errors import RunError
 from diffusion_lora.run import Run
@@ -44,8 +47,21 @@ def step_facts(step: int, learners: Sequence[Learner], draws: Sequence[Draw]) ->
     return {
         "step": step,
         "rates": [learner.optimizer.rates() for learner in learners],
+        "segments": [tuple(learner.optimizer.parts) for learner in learners],
         "pictures": tuple(dict.fromkeys(name for draw in draws for name in draw.names)),
     }
+
+
+def step_values(losses: Tensor, norms: Sequence[Tensor]) -> Tensor:
+    """What the device knows of a step, one vector: losses [learners], gradient norms, then those of all segments."""
+    return torch.cat([losses, torch.stack([norm[0] for norm in norms]), *(norm[1:] for norm in norms)])
+
+
+def segment_norms(outcome: Outcome) -> list[dict[str, float]]:
+    """For each learner the gradient norm of each trained segment, before clipping."""
+    segments = outcome.facts["segments"]
+    values = iter(outcome.values[2 * len(segments) :])
+    return [{name: next(values) for name in names} for names in segments]
 
 
 class Pace:
@@ -73,6 +89,7 @@ class Pace:
             "text_lr": rates.get("te", 0.0),
             **({"word_lr": rates["word"]} if "word" in rates else {}),
             "grad_norm": _number(sum(norms[index] for index in well) / len(well)),
+            **({"grad_norms": _numbers(segment_norms(outcome)[0])} if len(learners) == 1 else {}),
             "pictures_per_s": round(pictures / seconds_per_step, 2) if done > 1 else None,
             "seconds_left": round(seconds_per_step * (config.train.steps - step), 1) if done > 1 else None,
         }
@@ -89,7 +106,8 @@ def judge(run: Run, learners: Sequence[Learner], outcome: Outcome, tell: Tell) -
     An fp16 gradient may overflow: the scaler then skips the step and lowers its scale.
     """
     step, count = outcome.facts["step"], len(learners)
-    for learner, loss, norm in zip(learners, outcome.values[:count], outcome.values[count:], strict=True):
+    losses, norms = outcome.values[:count], outcome.values[count : 2 * count]
+    for learner, loss, norm in zip(learners, losses, norms, strict=True):
         finite = math.isfinite(loss) and (math.isfinite(norm) or learner.scaler.is_enabled())
         if finite or learner.diverged_at is not None:
             continue
@@ -115,6 +133,10 @@ def _diverged(run: Run, learner: Learner, step: int, loss: float, norm: float, n
         f"stopped in step {step + 1}: {what}; pictures in it: {', '.join(names)}; "
         f"{kept}; try {', '.join(remedies[:-1])}, or {remedies[-1]}"
     )
+
+
+def _numbers(values: dict[str, float]) -> dict[str, float | str]:
+    return {name: _number(value) for name, value in values.items()}
 
 
 def _number(value: float) -> float | str:

@@ -28,12 +28,13 @@ from diffusion_lora.train.checkpoint import checkpoints, go_back, load_checkpoin
 from diffusion_lora.train.interrupt import StopRequest, interrupted
 from diffusion_lora.train.learner import Learner
 from diffusion_lora.train.material import Place
-from diffusion_lora.train.outcome import Pace, judge, start_facts, step_facts
+from diffusion_lora.train.outcome import Pace, judge, start_facts, step_facts, step_values
 from diffusion_lora.train.passes import draw_passes, forward_backward
 from diffusion_lora.train.prepare import prepare
 from diffusion_lora.train.preview import draw_previews, previews_of
 from diffusion_lora.train.results import tell_comparison, write_adapters
 from diffusion_lora.train.team import Team, joined_team
+from diffusion_lora.train.watch import Watch
 
 
 def train(
@@ -90,6 +91,7 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
     for sentence in dict.fromkeys((*ready.notes, *(learner.note for learner in learners if learner.note))):
         tell("note", text=sentence)
     started_s, pace = time.monotonic(), Pace(step)
+    watch = Watch(run, ready, learners, tell)
     outcomes = Outcomes((1 if device.type == "cuda" else 0) if late is None else late)
     draw = partial(draw_passes, ready=ready, learners=learners, share=(team.rank, team.size))
 
@@ -103,18 +105,21 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
                 [forward_backward(ready, learners, draw, len(draws) * team.size) for draw in draws]
             ).sum(0)
             team.add_up([losses, *(learner.adapter.gradient for learner in learners)])
-            norms = torch.stack([learner.clip() for learner in learners])
+            norms = [learner.clip() for learner in learners]
             # Looked at before anything is changed: a bad step leaves the adapter as it was. Where it is looked at late,
             # a bad step is found before anything of it, or after it, is saved.
-            due = outcomes.put(step_facts(step, learners, draws), torch.cat([losses, norms]))
+            due = outcomes.put(step_facts(step, learners, draws), step_values(losses, norms))
             for outcome in due:
                 judge(run, learners, outcome, tell)
             for learner, norm in zip(learners, norms, strict=True):
-                if cut := learner.update(step, norm):
+                if cut := learner.update(step, norm[0]):
                     tell("ranks", step=step + 1, **cut)
             step += 1
             for outcome in due:
                 tell("step", **pace.told(config, learners, outcome, team.size))
+            if team.leads:
+                watch.steps(due)
+                watch.adapters(step)
 
             # --- what was asked meanwhile -----------------------------------------------------------------------------
             asked = taken(run.folder) if team.leads else []
@@ -128,6 +133,7 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
                 for outcome in outcomes.rest():
                     judge(run, learners, outcome, tell)
                     tell("step", **pace.told(config, learners, outcome, team.size))
+                    watch.steps([outcome])
 
             # --- once in a while: previews, a checkpoint --------------------------------------------------------------
             if preview and team.leads:
@@ -136,6 +142,7 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
                         kept.enter_context(learner.optimizer.averaged())
                     paths = draw_previews(run, ready, previews_of(config, ready), step)
                 tell("preview", step=step, paths=paths)
+                watch.previews(step, paths)
             if save and team.leads:
                 path = save_checkpoint(run, step, learners, ready.folded, keep=config.checkpoint.keep)
                 tell("checkpoint", step=step, path=str(path.relative_to(run.folder)))
