@@ -59,6 +59,9 @@ _Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as in lora.rank=8. Repeatable.")
 ]
 _TrainConfig = Annotated[str, typer.Argument(metavar="CONFIG.toml", help="A file, or a shipped one: pocket-style.")]
+_Accept = Annotated[
+    bool, typer.Option("--accept-changed-data", help="Go on although pictures or captions are not what they were.")
+]
 _TrainSteps = Annotated[int | None, typer.Option("--steps", metavar="N", help="Short for --set train.steps=N.")]
 _FromStep = Annotated[
     int | None, typer.Option("--from-step", min=1, metavar="N", help="Go on from the checkpoint of this step.")
@@ -108,6 +111,7 @@ def train(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; by default runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in DIR.")] = False,
     from_step: _FromStep = None,
+    accept_changed_data: _Accept = False,
     device: _Device = None,
 ) -> None:
     """Train a LoRA: DIR/adapter.safetensors."""
@@ -117,18 +121,20 @@ def train(
     folder = out or Path("runs", settled.output.name)
     resume = resume or from_step is not None
     made = Run.resume(folder, settled) if resume else Run.create(folder, settled)
-    _train(made, resume=resume, from_step=from_step)
+    _train(_accepting(made) if accept_changed_data else made, resume=resume, from_step=from_step)
 
 
 @app.command()
 def run(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")],
     from_step: _FromStep = None,
+    accept_changed_data: _Accept = False,
 ) -> None:
     """Carry out the run in a folder, from its newest checkpoint if there is one."""
     from diffusion_lora.run import Run
 
-    _train(Run.open(folder), resume=True, from_step=from_step)
+    made = Run.open(folder)
+    _train(_accepting(made) if accept_changed_data else made, resume=True, from_step=from_step)
 
 
 @app.command()
@@ -426,6 +432,14 @@ def _settled(config: str, settings: list[str] | None, steps: int | None, device:
     overrides += [f"train.steps={steps}"] if steps is not None else []
     overrides += [f"train.device={device}"] if device is not None else []
     return load_train_config(_config_path(config), overrides)
+
+
+def _accepting(run: "Run") -> "Run":
+    """The run, for this once content with a data set that has changed: its config.toml says what it said."""
+    from diffusion_lora.run import Run
+
+    table = run.config.dataset.model_copy(update={"accept_changes": True})
+    return Run(run.folder, run.config.model_copy(update={"dataset": table}))
 
 
 def _train(run: "Run", *, resume: bool, from_step: int | None = None) -> None:
