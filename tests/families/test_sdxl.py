@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from diffusion_lora.config import parse_train_config
 from diffusion_lora.data.sources import Item
 from diffusion_lora.data.views import Shown, View
 from diffusion_lora.errors import BaseModelError
+from diffusion_lora.events import read_events
 from diffusion_lora.families.family import (
     Conditioning,
     Model,
@@ -23,7 +26,10 @@ from diffusion_lora.families.family import (
 )
 from diffusion_lora.families.hub import needed_files
 from diffusion_lora.families.source import locate
+from diffusion_lora.layouts.layout import SD15, SDXL, layout_of_base
+from diffusion_lora.run import Run
 from diffusion_lora.train.draws import sizes_of
+from diffusion_lora.train.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +169,46 @@ def test_a_folder_whose_unet_reads_a_mask_is_refused(miniature: Callable[[str], 
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(BaseModelError, match="reads 9 channels and its autoencoder gives 4: inpainting"):
         load_base(str(copy), device="cpu")
+
+
+@pytest.mark.parametrize(("kind", "matters"), [("sdxl", True), ("sd15", False)])
+def test_the_trainer_tells_the_base_how_large_a_picture_was(
+    kind: str, matters: bool, miniature: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """An even grey is the same picture at any size: only what is told of it differs."""
+    losses = []
+    for side in (64, 128):
+        folder = tmp_path / str(side)
+        folder.mkdir()
+        Image.new("RGB", (side, side), "grey").save(folder / "grey.png")
+        text = f"""
+            [model]
+            base = '{miniature(kind)}'
+            [dataset]
+            path = '{folder}'
+            caption = "grey"
+            size_px = 64
+            [lora]
+            text_targets = "none"
+            [train]
+            steps = 1
+            batch_size = 2
+            precision = "fp32"
+            device = "cpu"
+            threads = 1
+        """
+        config = parse_train_config(text, source="test")
+        run = Run.create(tmp_path / f"run-{side}", config)
+        train(run, config)
+        losses += [event["loss"] for event in read_events(run.folder) if event["kind"] == "step"]
+    assert (losses[0] != losses[1]) == matters
+
+
+def test_a_layout_is_that_of_the_parts_whatever_the_width() -> None:
+    assert layout_of_base("sdxl", 2048) is SDXL
+    assert layout_of_base("sd", 768) is SD15
+    assert layout_of_base("sdxl", 768).title == "a Stable Diffusion XL of width 768"
+    assert layout_of_base("sd", 2048).kohya_base == "sd_v1", "2048 does not make an XL of what has one encoder"
+    velocity = layout_of_base("sd", 1024, "v_prediction")
+    assert (velocity.kohya_base, velocity.modelspec) == ("sd_v2_v", "stable-diffusion-v2-768-v")
+    assert layout_of_base("sdxl", 2048, "v_prediction") is SDXL
