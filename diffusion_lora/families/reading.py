@@ -4,20 +4,22 @@ import json
 from typing import Any
 
 from diffusion_lora.errors import BaseModelError
+from diffusion_lora.families.original import recognise
 from diffusion_lora.families.parts import load_tokenizer
 from diffusion_lora.families.source import locate
 from diffusion_lora.families.tokenizer import find_tokenizer
+from diffusion_lora.layouts.configs import configs_of
 
 _LONGEST = 1000  # a tokenizer that was saved without its length says 1e30
-_PADDING, _TOKENS = "<|endoftext|>", 49408  # of every checkpoint file of Stable Diffusion
-_OF_FILES = 512, 8  # what a checkpoint file is taken for, until it is loaded
 
 
 def load_base_tokenizer(base: str, revision: str | None = None) -> Any:
     """The tokenizer of a base, of the first one where it has two. Raises BaseModelError as `load_base` does."""
     source = locate(base, revision)
     if source.file is not None:
-        return find_tokenizer(source.file, _PADDING, _TOKENS)
+        found = recognise(source.file)
+        part = next(iter(found.pad_tokens))
+        return find_tokenizer(source.file, found.pad_tokens[part], found.configs[part]["vocab_size"])
     return load_tokenizer(source.folder / "tokenizer")
 
 
@@ -30,10 +32,12 @@ def chunk_size(tokenizer: Any, otherwise: int) -> int:
 def base_size(base: str, revision: str | None = None) -> tuple[int, int]:
     """The side of the pictures a base was trained on, and the pixels to a latent. Raises BaseModelError."""
     source = locate(base, revision)
-    if source.file is not None:
-        return _OF_FILES
     try:
-        unet, vae = (json.loads((source.folder / part / "config.json").read_text("utf-8")) for part in ("unet", "vae"))
+        if source.file is not None:
+            found = recognise(source.file)
+            unet, vae = found.configs["unet"], found.configs.get("vae") or configs_of(found.layout_name)["vae"]
+        else:
+            unet, vae = (json.loads((source.folder / p / "config.json").read_text("utf-8")) for p in ("unet", "vae"))
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
         side = unet["sample_size"]
         return (side if isinstance(side, int) else max(side)) * factor, factor

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from diffusion_lora.errors import BaseModelError
 from diffusion_lora.families.family import Model, encode_text, load_base, predict
 from diffusion_lora.families.original import recognise
+from diffusion_lora.families.reading import base_size, load_base_tokenizer
 from diffusion_lora.generate.engine import Engine
 from diffusion_lora.generate.request import Request
 from diffusion_lora.lora.header import read_header
@@ -284,6 +285,16 @@ def test_a_header_tells_the_family_without_a_weight_being_read(checkpoint: Calla
     for kind, name in (("sd15", "sd15"), ("sd2-v", "sd2"), ("sdxl", "sdxl")):
         assert recognise(checkpoint(kind)).layout_name == name
         assert read_header(checkpoint(kind)).tensors.keys() == recognise(checkpoint(kind)).header.tensors.keys()
+
+
+def test_size_and_tokenizer_are_known_before_it_is_loaded(
+    checkpoint: Callable[[str], Path], miniature: Callable[[str], Path]
+) -> None:
+    for kind in ("sd15", "sd2", "sdxl"):
+        file, folder = str(checkpoint(kind)), str(miniature(kind))
+        assert base_size(file) == base_size(folder) == (64, 8)
+        mine, theirs = load_base_tokenizer(file), load_base_tokenizer(folder)
+        assert mine("a cat", padding="max_length").input_ids == theirs("a cat", padding="max_length").input_ids
 
 
 def test_old_files_name_clip_without_its_text_model(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
