@@ -94,14 +94,14 @@ def config(base: str, tmp_path: Path) -> TrainConfig:
         rank = 4
         alpha = 4.0
         [train]
-        steps = 5
+        steps = 3
         batch_size = 8
         precision = "fp32"
         device = "cpu"
         threads = 1
         [optimizer]
         name = "adamw"
-        lr = 2e-3
+        lr = 3e-3
         text_lr = 1e-4
         [loss]
         min_snr_gamma = 0
