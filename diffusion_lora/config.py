@@ -231,6 +231,10 @@ class TrainTable(Table):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="bf16", description="arithmetic of the forward pass (autocast)"
     )
+    checkpointing: Literal["auto", "on", "off"] = Field(
+        default="auto", description="activations are computed again instead of kept; auto = when memory asks for it"
+    )
+    memory_cap_gb: float = Field(default=0.0, ge=0, description="memory the training may take, in GB; 0 = no limit")
     seed: int = Field(default=0, ge=0, lt=2**63, description="decides start, order, timesteps and noise")
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|cuda|cuda:\d+|mps)$", description="auto, cpu, cuda, cuda:N or mps"

@@ -37,6 +37,8 @@ _FREE_TO_CHANGE = (
     "train.steps",
     "train.device",
     "train.threads",
+    "train.checkpointing",
+    "train.memory_cap_gb",
     "dataset.accept_changes",
     "checkpoint.",
     "preview.",

@@ -188,6 +188,11 @@ class TrainableAdapter:
         self.gradient.zero_()
         self.clock.next_step()
 
+    def begin_again(self) -> None:
+        """Begin the present step again, after passes that failed."""
+        self.gradient.zero_()
+        self.clock.pass_number = 0
+
     def begin_pass(self) -> None:
         """Begin a forward pass: dropout draws anew."""
         self.clock.next_pass()

@@ -22,9 +22,16 @@ def arithmetic(table: TrainTable, device: torch.device, tokens: int) -> Iterator
     the backward pass of torch's fused attention is slow: over short sequences plain matrix products take 11 % off a
     whole step of pocket (538 ms for 603 ms of CPU time, batch 8, wide targets).
     """
-    plain_attention = device.type == "cpu" and tokens <= _SHORT_TOKENS
     with (
         torch.autocast(device.type, _DTYPES[table.precision], enabled=table.precision != "fp32"),
-        sdpa_kernel(SDPBackend.MATH) if plain_attention else nullcontext(),
+        attention(device, tokens),
     ):
+        yield
+
+
+@contextmanager
+def attention(device: torch.device, tokens: int) -> Iterator[None]:
+    """The attention of a pass alone: what a checkpointed layer needs to be computed again as it was."""
+    plain = device.type == "cpu" and tokens <= _SHORT_TOKENS
+    with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
         yield

@@ -16,6 +16,7 @@ import torch
 
 from diffusion_lora.errors import RunError
 from diffusion_lora.run import Run, cannot_write, write_atomically
+from diffusion_lora.train.fitting import Fitting
 from diffusion_lora.train.learner import Learner
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
@@ -53,7 +54,13 @@ def go_back(run: Run, step: int) -> None:
 
 
 def save_checkpoint(
-    run: Run, step: int, learners: Sequence[Learner], folded: Sequence[tuple[str, float]] = (), *, keep: int
+    run: Run,
+    step: int,
+    learners: Sequence[Learner],
+    fitting: Fitting,
+    folded: Sequence[tuple[str, float]] = (),
+    *,
+    keep: int,
 ) -> Path:
     """Write the state after `step` steps, then let go of the oldest. `folded` says what is part of the base.
 
@@ -70,7 +77,8 @@ def save_checkpoint(
     states = {learner.name: learner.state() for learner in learners}
     # Alone, a learner's state lies at the top: what was saved before there were sweeps is read by the same rule.
     alone = states.get("")
-    state = {"step": step, "folded": list(folded), **(alone if alone is not None else {"side_by_side": states})}
+    whole = {"step": step, "folded": list(folded), "fitting": fitting.state()}
+    state = {**whole, **(alone if alone is not None else {"side_by_side": states})}
     # Through memory: torch turns a full disk into a RuntimeError of its own, a plain write says what happened.
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -84,7 +92,9 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(path: Path, learners: Sequence[Learner], folded: Sequence[tuple[str, float]] = ()) -> int:
+def load_checkpoint(
+    path: Path, learners: Sequence[Learner], fitting: Fitting, folded: Sequence[tuple[str, float]] = ()
+) -> int:
     """Put everything back in place and return the step. Raises RunError if the file does not fit, or is damaged."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -100,4 +110,6 @@ def load_checkpoint(path: Path, learners: Sequence[Learner], folded: Sequence[tu
         raise RunError(f"the checkpoint {path} was made with another [sweep] than the run's config.toml has now")
     for learner in learners:
         learner.restore(states[learner.name], step, path)
+    if "fitting" in state:
+        fitting.restore(state["fitting"])
     return step

@@ -49,6 +49,10 @@ class Learner:
         self.optimizer.set_rates(step, self.config.train.steps)
         self.adapter.zero_grad()
 
+    def begin_again(self) -> None:
+        """Begin the present step again, as if nothing of it had been computed."""
+        self.adapter.begin_again()
+
     def clip(self) -> Tensor:
         """Bring the gradient to its true scale and clip it; its norm before clipping, and then that of each trained
         segment, in the order of `optimizer.parts`: a vector on the device."""

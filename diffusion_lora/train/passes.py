@@ -34,8 +34,8 @@ def draw_passes(step: int, ready: Prepared, learners: Sequence[Learner], share: 
     return [Draw.joined(parts, pin=pin) for parts in zip(*drawn, strict=True)]
 
 
-def forward_backward(ready: Prepared, learners: Sequence[Learner], draw: Draw, passes: int) -> Tensor:
-    """Add the gradients of one of `passes` forward passes; the losses [learners], each divided by `passes`."""
+def forward_backward(ready: Prepared, learners: Sequence[Learner], draw: Draw, share: float) -> Tensor:
+    """Add the gradients of a pass with this share of the step's rows; the losses [learners], times that share."""
     device, schedule = ready.model.device, ready.schedule
     x0_BCHW, noise_BCHW, input_noise_BCHW, timesteps_B = (
         tensor.to(device, non_blocking=True)
@@ -53,7 +53,7 @@ def forward_backward(ready: Prepared, learners: Sequence[Learner], draw: Draw, p
         losses_B = picture_losses(learner.config.loss, schedule, prediction, x0, noise, timesteps, mask)
         if weights_B is not None:
             losses_B = losses_B * weights_B.to(device, non_blocking=True)
-        loss = losses_B.mean() / passes
+        loss = losses_B.mean() * share
         losses.append(loss.detach())
         scaled.append(learner.scaler.scale(loss))
     # A learner's loss depends on its own rows alone, so the sum's gradient is to each what its own would be.

@@ -29,7 +29,7 @@ from diffusion_lora.lora.dropout import DropoutRates
 from diffusion_lora.lora.header import tensor_hash
 from diffusion_lora.lora.start import start_from
 from diffusion_lora.lora.trainable import Recipe, TrainableAdapter
-from diffusion_lora.train.arithmetic import arithmetic
+from diffusion_lora.train.arithmetic import arithmetic, attention
 from diffusion_lora.train.conditioning import learning, teach, text_learns, words_to_learn
 from diffusion_lora.train.material import (
     NOWHERE,
@@ -58,6 +58,7 @@ class Prepared:
     schedule: NoiseSchedule
     condition: Condition  # captions -> encoded captions, one row each
     arithmetic: Callable[[], AbstractContextManager[None]]  # a new context for one forward pass
+    again: Callable[[], AbstractContextManager[None]]  # and for computing a part of it again
     notes: tuple[str, ...]  # sentences the person should read
     folded: tuple[tuple[str, float], ...] = ()  # (hash, strength) of what is part of the base: the same when going on
 
@@ -125,6 +126,7 @@ def prepare(
         schedule=schedule,
         condition=condition,
         arithmetic=partial(_forward_pass, list(adapters.values()), config, device, largest),
+        again=partial(attention, device, largest),
         notes=(*told, *material.notes, *own_notes),
         folded=tuple((tensor_hash(path), strength) for _, strength, (path, _) in folded),
     )

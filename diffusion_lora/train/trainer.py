@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffusion_lora.config import TrainConfig, variants
 from diffusion_lora.errors import RunError
@@ -25,6 +26,8 @@ from diffusion_lora.inbox import taken
 from diffusion_lora.run import Run
 from diffusion_lora.train.ahead import Ahead, Outcomes
 from diffusion_lora.train.checkpoint import checkpoints, go_back, load_checkpoint, save_checkpoint
+from diffusion_lora.train.draws import Draw
+from diffusion_lora.train.fitting import Fitting
 from diffusion_lora.train.interrupt import StopRequest, interrupted
 from diffusion_lora.train.learner import Learner
 from diffusion_lora.train.material import Place
@@ -85,7 +88,8 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
         )
     device = ready.model.device
     learners = [Learner.of(name, own, ready.adapters[name], device) for name, own in variants(config).items()]
-    step = load_checkpoint(saved[-1][1], learners, ready.folded) if saved else 0
+    fitting = Fitting(config.train, ready, tell=lambda text: tell("note", text=text))
+    step = load_checkpoint(saved[-1][1], learners, fitting, ready.folded) if saved else 0
     steps = config.train.steps
     tell("start", **start_facts(config, ready, learners, team.size))
     for sentence in dict.fromkeys((*ready.notes, *(learner.note for learner in learners if learner.note))):
@@ -95,15 +99,16 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
     outcomes = Outcomes((1 if device.type == "cuda" else 0) if late is None else late)
     draw = partial(draw_passes, ready=ready, learners=learners, share=(team.rank, team.size))
 
+    def one_pass(draw: Draw, share: float) -> Tensor:
+        return forward_backward(ready, learners, draw, share / team.size)
+
     with StopRequest() as stop, Ahead(draw, step, steps) as ahead, ready.bank.side_by_side():
         while step < steps:
             # --- one step ---------------------------------------------------------------------------------------------
             for learner in learners:
                 learner.begin(step)
             draws = ahead.take(step)
-            losses = torch.stack(
-                [forward_backward(ready, learners, draw, len(draws) * team.size) for draw in draws]
-            ).sum(0)
+            losses = fitting.losses(draws, one_pass, learners)
             team.add_up([losses, *(learner.adapter.gradient for learner in learners)])
             norms = [learner.clip() for learner in learners]
             # Looked at before anything is changed: a bad step leaves the adapter as it was. Where it is looked at late,
@@ -144,7 +149,7 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
                 tell("preview", step=step, paths=paths)
                 watch.previews(step, paths)
             if save and team.leads:
-                path = save_checkpoint(run, step, learners, ready.folded, keep=config.checkpoint.keep)
+                path = save_checkpoint(run, step, learners, fitting, ready.folded, keep=config.checkpoint.keep)
                 tell("checkpoint", step=step, path=str(path.relative_to(run.folder)))
 
             # --- once: the end before the end -------------------------------------------------------------------------
