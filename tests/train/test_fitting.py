@@ -89,7 +89,7 @@ def test_under_a_cap_passes_are_halved_then_layers_are_computed_again_then_it_is
     assert "gradient checkpointing is on from here on" in notes(run)
     assert told(run) == pytest.approx(told(whole), rel=1e-5)
 
-    with pytest.raises(DeviceError, match=r'one picture of 32 x 32 latents \(.*\): set train\.checkpointing = "on", lower'):
+    with pytest.raises(DeviceError, match=r'one picture of 32 x 32 latents .*: set train\.checkpointing = "on", lower'):
         trained(tmp_path / "off", changed(config, f"train.memory_cap_gb={held_gb() + 0.025}"))
     with pytest.raises(DeviceError, match=r"memory_cap_gb = 0\.001 is below the .* GB that base and pictures take"):
         trained(tmp_path / "below", changed(config, "train.memory_cap_gb=0.001"))
