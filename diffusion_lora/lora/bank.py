@@ -1,9 +1,10 @@
 """The adapters alive in one model: loaded from files, trained, exported, mixed, and folded into the base for a while.
 
 A layer is wrapped when the first adapter touches it, and the plain layer comes back when the last one leaves. `mix`
-opens the gates: it sets one small tensor for all layers whose rank rows are laid out alike, so turning a knob costs
-nothing, and every row of a batch can have its own mix. The base's weights are never written, but between `fold` and
-`restore`: then the originals are kept aside and put back, nothing is subtracted.
+opens the gates: it sets one small tensor for all layers of a block whose rank rows are laid out alike, so turning a
+knob costs nothing, and every row of a batch can have its own mix, by block and in areas of the picture. The base's
+weights are never written, but between `fold` and `restore`: then the originals are kept aside and put back, nothing is
+subtracted.
 
 Move the model to its device before adapters come; one thread at a time. What this module does not know: files,
 diffusion, and which model it serves beyond the name it was told.
@@ -12,6 +13,7 @@ diffusion, and which model it serves beyond the name it was told.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,31 +25,37 @@ from torch import Tensor, nn
 from diffusion_lora.errors import AdapterFileError, ConfigError
 from diffusion_lora.layouts.layout import layout_of_width
 from diffusion_lora.lora.adapter import Adapter
+from diffusion_lora.lora.area import Patch, Setting, Sight, Spread, summed
 from diffusion_lora.lora.deltas import Part, fits, prepare
 from diffusion_lora.lora.fold import Values, folded_values, swap
 from diffusion_lora.lora.inject import Site, find_sites, select_sites
 from diffusion_lora.lora.layer import Branch, Gate, LoraLayer, Stack, wrap
 from diffusion_lora.lora.trainable import PLAIN, Recipe, TrainableAdapter, new_trainable
-from diffusion_lora.lora.unet_blocks import block_names, blocks_apart
+from diffusion_lora.lora.unet_blocks import BASE, block_factors, block_names, blocks_apart
 from diffusion_lora.lora.weights import Full
 
-Mix = Mapping[str, float]
-"""Adapter name -> strength; who is not named does not act."""
+Mix = Mapping[str, float | Sequence[Setting]]
+"""Adapter name -> strength, or the settings with which it acts, one added to the other; who is not named does not."""
 
 Rows = Mix | Sequence[Mix]
 """One mix for a whole batch, or one for each of its rows."""
 
 R = TypeVar("R", bound=Rows)
 
+_NO_PLACE = re.compile(r"(^|\.)(time_emb_proj$|time_embedding\.|add_embedding\.)")
+_OF_WORDS = re.compile(r"\.attn2\.to_[kv]$")
+
 
 @dataclass(frozen=True)
 class _Layout:
     """How the rank rows of a stack are shared out: (adapter, rank, scale), in order. One gate serves each.
 
-    A branch without rank rows counts as one row.
+    A branch without rank rows counts as one row. `block` is the UNet's block, or none; `sight` what the layer sees.
     """
 
     component: str
+    block: str
+    sight: Sight
     parts: tuple[tuple[str, int, float], ...]
     device: torch.device
 
@@ -68,6 +76,7 @@ class AdapterBank:
             if any(isinstance(module, LoraLayer) for module in root.modules()):
                 raise ValueError(f"{component} already carries the adapters of another bank")
         self._sites = find_sites(self.components)
+        self._blocks = block_names(site.path for site in self._sites.values() if site.component == "unet")
         self._loaded: dict[str, Adapter] = {}
         self._parts: dict[str, dict[str, Part]] = {}  # of the loaded adapters, by layer
         self._originals: Values = []  # while a mix is folded in
@@ -81,6 +90,15 @@ class AdapterBank:
     def names(self) -> tuple[str, ...]:
         """The adapters present: the loaded ones, then those in training."""
         return (*self._loaded, *self._trained)
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """The UNet's blocks, in their order: what a setting's factors go by, besides BASE for the text encoders."""
+        return tuple(dict.fromkeys(self._blocks.values()))
+
+    def block_factors(self, wanted: Sequence[float] | Sequence[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
+        """What a setting's `blocks` are, from a list of numbers or from words (`unet_blocks.block_factors`)."""
+        return block_factors(self._blocks, wanted)
 
     def load(self, name: str, adapter: Adapter) -> tuple[str, ...]:
         """Put an adapter into the model, its gate closed until a mix opens it; notes for the user are returned.
@@ -205,15 +223,20 @@ class AdapterBank:
 
         The same as `mix` up to one rounding of each weight to the base's dtype: the sum is made in fp32. The originals
         of the layers it touches are kept, which takes their memory once more. All gates close; until `restore` nothing
-        can be mixed, loaded or unloaded. KeyError and ValueError as in `mix`; RuntimeError when a mix is folded in
-        already, or a base weight is quantised.
+        can be mixed, loaded or unloaded. KeyError and ValueError as in `mix`, ValueError too for an area, which no
+        weight can hold; RuntimeError when a mix is folded in already, or a base weight is quantised.
         """
         self._check_not_folded()
         by_component = self._by_component(mix, component_mixes)
         layers = {name: self.export(name).layers for name in self.names}
         values: Values = []
         for key in self._wrapped:
-            strengths = by_component[self._sites[key].component].items()
+            site = self._sites[key]
+            block = self._blocks.get(site.path, "") if site.component == "unet" else BASE
+            strengths = [
+                (name, _strength_to_fold(name, _settings(wanted), block))
+                for name, wanted in by_component[site.component].items()
+            ]
             acting = [(strength, layers[name][key]) for name, strength in strengths if strength and key in layers[name]]
             if acting:
                 values += folded_values(self._sites[key].module, acting)
@@ -251,11 +274,12 @@ class AdapterBank:
         for component, wanted in by_component.items():
             if component not in self.components:
                 raise KeyError(f"{component} is not a component of {self.family_name}: {', '.join(self.components)}")
-            for name, strength in ((name, strength) for mix in _as_list(wanted) for name, strength in mix.items()):
+            for name, strengths in ((name, value) for mix in _as_list(wanted) for name, value in mix.items()):
                 if name not in self.names:
                     raise KeyError(f"{name} is not loaded; loaded: {', '.join(self.names) or 'nothing'}")
-                if not math.isfinite(strength):
-                    raise ValueError(f"the strength of {name} is {strength}, not a finite number")
+                for setting in _settings(strengths):
+                    if not math.isfinite(setting.strength):
+                        raise ValueError(f"the strength of {name} is {setting.strength}, not a finite number")
         return by_component
 
     def _check_not_folded(self) -> None:
@@ -336,35 +360,40 @@ class AdapterBank:
         return tuple(branches)
 
     def _gate(self, site: Site, shares: tuple[tuple[str, int, float], ...]) -> Gate:
-        return self._gates.setdefault(_Layout(site.component, shares, site.weight.device), Gate())
+        is_unet = site.component == "unet"
+        block = self._blocks.get(site.path, "") if is_unet else BASE
+        sight = _sight(site.path) if is_unet else "nothing"
+        layout = _Layout(site.component, block, sight, shares, site.weight.device)
+        return self._gates.setdefault(layout, Gate())
 
     def _set_gates(self) -> None:
         """Set every gate to what is wanted; those of one place are views of one tensor, sent there at once."""
-        waiting: dict[tuple[torch.device, str], list[tuple[Gate, int, bool]]] = {}
+        waiting: dict[tuple[torch.device, str], list[tuple[_Layout, Gate, list[Patch], bool]]] = {}
         numbers: dict[tuple[torch.device, str], list[list[float]]] = {}
         order = {name: lane for lane, name in enumerate(self._trained)} if self._lanes else {}
         for layout, gate in self._gates.items():
             lane = order.get(layout.parts[0][0])  # an adapter in training has its gates to itself
             gate.lane = None if lane is None else (lane, len(order))
-            rows = self._wanted(layout.component)
-            values = [[mix.get(name, 0.0) * scale for name, _, scale in layout.parts] for mix in _as_list(rows)]
-            if not any(value for row in values for value in row):
+            mixes = _as_list(self._wanted(layout.component))
+            values, patches = _values(layout, mixes)
+            if not patches and not any(value for row in values for value in row):
                 gate.close()
                 continue
             place = layout.device, layout.component
             all_one = all(value == 1.0 for row in values for value in row)
-            waiting.setdefault(place, []).append((gate, sum(rank for _, rank, _ in layout.parts), all_one))
-            spread = numbers.setdefault(place, [[] for _ in values])
-            for row, line in zip(values, spread, strict=True):
+            waiting.setdefault(place, []).append((layout, gate, patches, all_one))
+            lines = numbers.setdefault(place, [[] for _ in values])
+            for row, line in zip(values, lines, strict=True):
                 for value, (_, rank, _) in zip(row, layout.parts, strict=True):
                     line.extend([value] * rank)
         for place, gates in waiting.items():
             device, component = place
             together = torch.tensor(numbers[place]).to(device)
             one_mix = isinstance(self._wanted(component), Mapping)
-            widths = [width for _, width, _ in gates]
-            for (gate, _, unit), part in zip(gates, together.split(widths, dim=1), strict=True):
-                gate.open(part[0] if one_mix else part, unit=unit)
+            widths = [sum(rank for _, rank, _ in layout.parts) for layout, *_ in gates]
+            for (layout, gate, patches, all_one), part in zip(gates, together.split(widths, dim=1), strict=True):
+                spread = Spread(part, patches, layout.sight) if patches else None
+                gate.open(part[0] if one_mix else part, unit=all_one and not patches, spread=spread)
 
     @property
     def _lanes(self) -> bool:
@@ -383,6 +412,42 @@ def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
 
 def _as_list(rows: Rows) -> Sequence[Mix]:
     return [rows] if isinstance(rows, Mapping) else rows
+
+
+def _settings(wanted: float | Sequence[Setting]) -> Sequence[Setting]:
+    return (Setting(wanted),) if isinstance(wanted, int | float) else wanted
+
+
+def _values(layout: _Layout, mixes: Sequence[Mix]) -> tuple[list[list[float]], list[Patch]]:
+    """Of every mix the values of the layout's parts, as they act everywhere; and the patches that areas add."""
+    values, patches = [], list[Patch]()
+    for row, mix in enumerate(mixes):
+        line, start = [], 0
+        for name, rank, scale in layout.parts:
+            wanted = mix.get(name, 0.0)
+            if isinstance(wanted, int | float):
+                line.append(wanted * scale)
+            else:
+                acting = [(setting.in_block(layout.block), setting.area) for setting in wanted]
+                everywhere, inside = summed(acting, layout.sight)
+                line.append(everywhere * scale)
+                patches += [Patch(row, start, start + rank, value * scale, area) for value, area in inside]
+            start += rank
+        values.append(line)
+    return values, patches
+
+
+def _strength_to_fold(name: str, settings: Sequence[Setting], block: str) -> float:
+    if any(setting.area is not None for setting in settings):
+        raise ValueError(f"{name} acts in an area, which cannot be folded into weights")
+    return sum(setting.in_block(block) for setting in settings)
+
+
+def _sight(path: str) -> Sight:
+    """What the UNet's layer of this path sees of the picture."""
+    if _NO_PLACE.search(path):
+        return "nothing"
+    return "words" if _OF_WORDS.search(path) else "places"
 
 
 def _replace(root: nn.Module, path: str, module: nn.Module) -> None:

@@ -4,8 +4,9 @@
 
 LoRA adapters of a layer lie stacked along the rank axis: ``down [R, in]`` and ``up [out, R]``, R being the sum of their
 ranks. The gate holds strength x scale for every rank row: ``[R]`` is one mix for the whole batch, ``[batch, R]`` gives
-every row of the batch its own. Adapters without rank rows are branches of their own (`deltas`), whose gate is one
-number, ``[1]`` or ``[batch, 1]``. A closed gate (all zero) leaves the base's output untouched, bit for bit.
+every row of the batch its own, and one that follows areas (`area`) differs from place to place. Adapters without rank
+rows are branches of their own (`deltas`), whose gate is one number, ``[1]`` or ``[batch, 1]``. A closed gate (all zero)
+leaves the base's output untouched, bit for bit.
 LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1.
 
 What this module does not know: where layers come from (`inject`), which adapters exist and what opens the gates
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lora.lora.adaptive import Directions
+from diffusion_lora.lora.area import Spread
 from diffusion_lora.lora.dropout import LayerDropout
 
 
@@ -30,32 +32,36 @@ class Gate:
     """The gate of every layer whose rank rows are laid out alike; setting it once turns all of them.
 
     `rows` is ``[R]`` or ``[batch, R]``, or None while closed. `unit` tells that all rows are exactly one, so that the
-    multiplication can be left out: training at alpha = rank and strength 1 is the everyday case.
+    multiplication can be left out: training at alpha = rank and strength 1 is the everyday case. `spread` is there when
+    the gate differs from place to place.
 
     `lane`, (i, n), restricts it to the i-th of n equal parts of a batch: adapters that are trained side by side see
     rows of their own. None is the whole batch.
     """
 
-    __slots__ = ("lane", "rows", "unit")
+    __slots__ = ("lane", "rows", "spread", "unit")
 
     def __init__(self) -> None:
         self.rows: Tensor | None = None
         self.unit = False
         self.lane: tuple[int, int] | None = None
+        self.spread: Spread | None = None
 
     def close(self) -> None:
         """Let nothing through: the layers give the base's output bit for bit."""
-        self.rows, self.unit = None, False
+        self.rows, self.unit, self.spread = None, False, None
 
-    def open(self, rows: Tensor, *, unit: bool = False) -> None:
-        """Let rank row i through times ``rows[..., i]``; `unit` promises that every value is 1."""
-        self.rows, self.unit = rows, unit
+    def open(self, rows: Tensor, *, unit: bool = False, spread: Spread | None = None) -> None:
+        """Let rank row i through times ``rows[..., i]``; `unit` promises that every value is 1; `spread` wins."""
+        self.rows, self.unit, self.spread = rows, unit, spread
 
     def on_linear(self, hidden: Tensor) -> Tensor:
         """``[batch, ..., R]`` with its rank rows scaled."""
         rows = self._rows_for(hidden)
         if rows is None:
             return hidden
+        if self.spread is not None:
+            return (hidden * self.spread.on_tokens(hidden.shape[1])).to(hidden.dtype)
         if rows.ndim == 2 and hidden.ndim > 2:
             rows = rows.view(rows.shape[0], *(1,) * (hidden.ndim - 2), rows.shape[1])
         return (hidden * rows).to(hidden.dtype)  # the product in fp32, so that a strength is not rounded to bf16 first
@@ -63,7 +69,11 @@ class Gate:
     def on_conv(self, hidden: Tensor) -> Tensor:
         """``[batch, R, height, width]`` with its rank rows scaled."""
         rows = self._rows_for(hidden)
-        return hidden if rows is None else (hidden * rows[..., None, None]).to(hidden.dtype)
+        if rows is None:
+            return hidden
+        if self.spread is not None:
+            return (hidden * self.spread.on_plane((hidden.shape[2], hidden.shape[3]))).to(hidden.dtype)
+        return (hidden * rows[..., None, None]).to(hidden.dtype)
 
     def _rows_for(self, hidden: Tensor) -> Tensor | None:
         if self.unit or self.rows is None:

@@ -72,6 +72,35 @@ def blocks_apart(names: Mapping[str, str], words: Iterable[str]) -> dict[str, st
     return {path: matching[0] for path, matching in found.items() if matching}
 
 
+def block_factors(
+    names: Mapping[str, str], wanted: Sequence[float] | Sequence[tuple[str, float]]
+) -> tuple[tuple[str, float], ...]:
+    """Block -> factor: a list of 12, 17, 20 or 26 numbers as above, or (word, factor) pairs, a later one going before.
+
+    Blocks that are not named are left out, which means 1. ConfigError as in `chosen_blocks`.
+    """
+    there = list(dict.fromkeys(names.values()))
+    factors: dict[str, float] = {}
+    if any(isinstance(item, tuple) for item in wanted):
+        for word, factor in wanted:  # type: ignore[misc]
+            prefix = PARTS.get(word.lower(), "")
+            found = [name for name in there if (prefix and name.startswith(prefix)) or name == word.upper()]
+            if not found and word.upper() != BASE:
+                known = ", ".join([*PARTS, BASE, *there])
+                raise ConfigError(f'"{word}" is no block of this base: use {known}, or a list of numbers')
+            factors |= dict.fromkeys(found or [BASE], float(factor))
+        return tuple(factors.items())
+    carrying = {name for path, name in names.items() if ".attn1." in path or ".attn2." in path}
+    lists = [[BASE, *(name for name in there if name in carrying)], [BASE, *there]]
+    for listed in lists:
+        if len(listed) == len(wanted):
+            return tuple(zip(listed, map(float, wanted), strict=True))  # type: ignore[arg-type]
+    lengths = " or ".join(dict.fromkeys(str(len(listed)) for listed in lists))
+    raise ConfigError(
+        f"{len(wanted)} numbers for blocks were given but this base takes {lengths}: {', '.join(lists[0])} (or all)"
+    )
+
+
 def _block_name(path: str, resnets: int) -> str | None:
     if path == "conv_in":
         return "IN00"
