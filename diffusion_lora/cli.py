@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from diffusion_lora.generate.engine import Engine
     from diffusion_lora.generate.grid import Axis
     from diffusion_lora.generate.request import LoraUse
+    from diffusion_lora.generate.tags import Find
     from diffusion_lora.jobs.store import Queue
     from diffusion_lora.run import Run
     from diffusion_lora.workspace import Workspace
@@ -76,6 +77,10 @@ _Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance;
 _Negative = Annotated[str, typer.Option(metavar="TEXT", help="What the picture should not show.")]
 _Size = Annotated[str | None, typer.Option(metavar="WxH", help="In pixels, as in 512x768; by default the base's.")]
 _Precision = Annotated[str, typer.Option(metavar="NAME", help="auto (that of the base's weights), fp32, bf16 or fp16.")]
+_LoraDirs = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="DIR", help="Where <lora:name:0.8> in a prompt finds name; by default the workspace's loras."),
+]
 _Sampler = Annotated[str, typer.Option(metavar="NAME", help="ddim, euler, euler_a, dpm++_2m, ...")]
 
 
@@ -142,8 +147,27 @@ def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='As in "a big red cat on a sky background".')],
     lora: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE[:STRENGTH]", help="As in style.safetensors:0.8; a file or a name. Repeatable."),
+        typer.Option(
+            metavar="FILE[:S[:T]][;KEY=VALUE]",
+            help="As in style.safetensors:0.8, a file or a name; S for the UNet, T for the text encoder. Repeatable. "
+            "Behind a semicolon: steps=0-0.5, blocks=down:0.5,mid:1, region=left, negative=0.",
+        ),
     ] = None,
+    lora_dir: _LoraDirs = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PLACE=PROMPT", help="Words for a part, as in left=a cat, or NAME:0,0,0.5,1=a cat."),
+    ] = None,
+    combine: Annotated[str, typer.Option(metavar="NAME", help="Several LoRAs: sum, or composite.")] = "sum",
+    solo: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this LoRA. Repeatable.")] = None,
+    mute: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Not this LoRA. Repeatable.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(metavar="X", help="Scale the strengths so that they sum to at most this.")
+    ] = None,
+    wildcards: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where __name__ in a prompt finds name.txt.")
+    ] = None,
+    clip_skip: Annotated[int, typer.Option(min=1, metavar="N", help="The text encoder's layer from the end.")] = 1,
     seed: _Seed = None,
     steps: _Steps = 20,
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures; picture i has seed + i.")] = 1,
@@ -160,27 +184,39 @@ def generate(
 ) -> None:
     """Draw pictures. Each PNG carries all its settings."""
     from diffusion_lora.faces.progress import watch_drawing
+    from diffusion_lora.generate.region import parse_region_argument
     from diffusion_lora.generate.request import Request, parse_lora_argument
+    from diffusion_lora.generate.stack import muted, soloed, within_budget
+    from diffusion_lora.generate.tags import read_typed_prompt
 
     first = _any_seed() if seed is None else seed
     width, height = _size_px(size)
-    uses = tuple(_found(parse_lora_argument(text)) for text in lora or ())
-    requests = [
-        Request(
-            prompt=prompt,
-            negative_prompt=negative,
-            seed=first + index,
-            steps=steps,
-            guidance_scale=guidance,
-            width=width,
-            height=height,
-            sampler=sampler,
-            loras=uses,
+    given = tuple(_found(parse_lora_argument(text)) for text in lora or ())
+    find = _lora_finder(lora_dir)
+    requests = []
+    for index in range(count):
+        words, tagged = read_typed_prompt(prompt, first + index, find=find, wildcards=wildcards)
+        uses = muted(given + tagged, mute or ())
+        uses = soloed(uses, solo) if solo else uses
+        uses = uses if budget is None else within_budget(uses, budget)
+        requests.append(
+            Request(
+                prompt=words,
+                negative_prompt=negative,
+                seed=first + index,
+                steps=steps,
+                guidance_scale=guidance,
+                width=width,
+                height=height,
+                sampler=sampler,
+                loras=uses,
+                regions=tuple(parse_region_argument(text) for text in region or ()),
+                combine=combine,  # type: ignore[arg-type]  # checked by the request
+                clip_skip=clip_skip,
+            )
         )
-        for index in range(count)
-    ]
     _check_folder(out)
-    _check_files(requests[0].loras)
+    _check_files(list({use.path: use for request in requests for use in request.loras}.values()))
     console = _console()
     engine = _engine(console, base, device, precision, revision, vae)
 
@@ -195,6 +231,35 @@ def generate(
                 told.add(note)
             for path in save_pictures(out, [picture]):
                 _say(console, str(path))
+
+
+@app.command()
+def redraw(
+    pictures: Annotated[list[Path], typer.Argument(metavar="FILE.png...", help="Pictures drawn by this program.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the PNG files.")] = Path("pictures"),
+    base: Annotated[str | None, typer.Option(metavar="NAME", help="By default the one the picture names.")] = None,
+    revision: _Revision = None,
+    vae: _Vae = None,
+    precision: _Precision = "auto",
+    device: _Device = None,
+) -> None:
+    """Draw pictures again from the settings in their files: the same bytes on the same machine."""
+    from diffusion_lora.generate.infotext import read_company, read_request
+
+    read = [(read_request(path), read_company(path)) for path in pictures]
+    _check_folder(out)
+    console = _console()
+    engine, loaded = None, ""
+
+    from diffusion_lora.generate.picture import save_pictures
+
+    for request, company in read:
+        wanted = base or request.base or "pocket"
+        if engine is None or wanted != loaded:
+            engine, loaded = _engine(console, wanted, device, precision, revision, vae), wanted
+        picture = engine.redraw(request, company) if company else engine.draw([request])[0]
+        for path in save_pictures(out, [picture]):
+            _say(console, str(path))
 
 
 @app.command()
@@ -555,6 +620,15 @@ def _axes(prompts: list[str], swept: "list[tuple[LoraUse, tuple[float, ...]]]") 
     if len(swept) == 2:
         raise PromptError(f"two lists of strengths fill the sheet: give one prompt, not {len(prompts)}")
     raise PromptError(f"{len(swept)} LoRAs have a list of strengths: give one or two, as in FILE:0,0.5,1")
+
+
+def _lora_finder(folders: list[Path] | None) -> "Find":
+    """Where tags look for their LoRAs: in the folders given, else in the workspace and what it adopted."""
+    from diffusion_lora.adopted import find_model
+    from diffusion_lora.generate.tags import in_folders
+    from diffusion_lora.workspace import Workspace
+
+    return in_folders(folders) if folders else lambda name: find_model(Workspace.at(), "loras", name).path
 
 
 def _size_px(text: str | None) -> tuple[int, int]:

@@ -79,7 +79,7 @@ def joined(frames_of_prompt: Sequence[Frame], states: Sequence[Conditioning]) ->
 
 def _weighted(states_1TC: Tensor, weights: Sequence[float]) -> Tensor:
     factors_T1 = torch.tensor(weights, device=states_1TC.device)[:, None]
-    plain = states_1TC.float()
+    plain = states_1TC.double()  # means are small numbers, in which the rounding of a batch would be seen
     weighted = plain * factors_T1
     mean = weighted.mean()
     if mean != 0:

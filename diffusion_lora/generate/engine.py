@@ -13,9 +13,10 @@ Not here: files of pictures (`picture`), their text (`infotext`), sheets (`grid`
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,12 +24,17 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_lora.diffusion.schedule import NoiseSchedule
-from diffusion_lora.errors import DeviceError, PromptError
-from diffusion_lora.families.family import Conditioning, Model, decode, encode_text, predict, tokens
+from diffusion_lora.errors import AdapterFileError, DeviceError, PromptError
+from diffusion_lora.families.family import Conditioning, Model, decode, predict, tokens
 from diffusion_lora.families.quiet import quiet
+from diffusion_lora.families.sharing import shared
+from diffusion_lora.families.wording import Frame, encode_frames
+from diffusion_lora.generate.company import Company
+from diffusion_lora.generate.infotext import below_home
 from diffusion_lora.generate.picture import Picture
 from diffusion_lora.generate.preview import Glimpse, Watch, clean_estimate
-from diffusion_lora.generate.request import Request
+from diffusion_lora.generate.request import LoraUse, Request
+from diffusion_lora.generate.rows import Moment, Rows
 from diffusion_lora.generate.samplers import Sampler, sampler_named
 from diffusion_lora.generate.shelf import Mix, Shelf
 
@@ -102,6 +108,19 @@ class Engine:
         for batch in batches:
             yield from self._draw_or_halve(batch, counter)
 
+    def redraw(self, request: Request, company: Company, *, progress: Progress | None = None) -> Picture:
+        """The picture of a request read back from a file, in the company it was drawn in: the same bytes, if machine,
+        device and libraries are the same. Errors as in `stream`."""
+        job = _Job(0, self._resolved(request))
+        neighbours = []
+        for path, sha in company.adapters:
+            with suppress(AdapterFileError):  # gone, or another by now: then the last bits may differ, nothing else
+                neighbours.append(self._shelf.resolve(LoraUse(Path(path).stem, Path(path), sha=sha)))
+        self._shelf.hold([job.request, replace(job.request, loras=tuple(neighbours), regions=())])
+        counter = _Counter(progress, None, _evaluations([job]))
+        ((_, picture),) = self._draw_or_halve([job], counter, company)
+        return picture
+
     def close(self) -> None:
         """Take all adapters out of the model, so that another engine or a training can have it."""
         self._shelf.hold(())
@@ -139,11 +158,13 @@ class Engine:
             for start in range(0, len(group), size):
                 yield group[start : start + size]
 
-    def _draw_or_halve(self, batch: list[_Job], counter: "_Counter") -> Iterator[tuple[int, Picture]]:
+    def _draw_or_halve(
+        self, batch: list[_Job], counter: "_Counter", like: Company | None = None
+    ) -> Iterator[tuple[int, Picture]]:
         """Draw a batch; where memory does not suffice, its halves."""
         done = counter.done
         try:
-            pictures = self._draw_batch(batch, counter)
+            pictures = self._draw_batch(batch, counter, like)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -166,9 +187,9 @@ class Engine:
             yield from self._draw_or_halve(half, counter)
 
     @torch.inference_mode()
-    def _draw_batch(self, batch: Sequence[_Job], counter: "_Counter") -> list[Picture]:
+    def _draw_batch(self, batch: Sequence[_Job], counter: "_Counter", like: Company | None) -> list[Picture]:
         requests = [job.request for job in batch]
-        latents = self._denoise(batch, counter)
+        latents, company = self._denoise(batch, counter, like)
         broken = [request for request, row in zip(requests, latents, strict=True) if not torch.isfinite(row).all()]
         if broken:
             loras = ", ".join(f"{use.name} at {use.strength:g}" for use in broken[0].loras)
@@ -176,21 +197,27 @@ class Engine:
                 f"the picture of seed {broken[0].seed} came out as no numbers: "
                 + (f"lower the strengths ({loras})" if loras else "draw in fp32 (--precision fp32)")
             )
-        images = self._images(latents)
+        company = replace(company, adapters=tuple((below_home(path), sha) for path, sha in self._shelf.held))
+        images = list(self._images(latents, at_once=like.decoded if like else 0))
         news, self._told = tuple(self.model.notes[self._told :]), len(self.model.notes)
+        notes = [self._shelf.notes(request) + self._cut_off(request) + news for request in requests]
         return [
-            Picture(image, request, row, self._shelf.notes(request) + self._cut_off(request) + news)
-            for image, request, row in zip(images, requests, latents.cpu(), strict=True)
+            Picture(image, request, row, told, replace(company, decoded=decoded))
+            for (image, decoded), request, row, told in zip(images, requests, latents.cpu(), notes, strict=True)
         ]
 
-    def _denoise(self, batch: Sequence[_Job], counter: "_Counter") -> Tensor:
-        """Latents [B, C, h, w] in fp32 after all steps."""
+    def _denoise(
+        self, batch: Sequence[_Job], counter: "_Counter", like: Company | None
+    ) -> tuple[Tensor, Company]:
+        """Latents [B, C, h, w] in fp32 after all steps, and in what company they came about."""
         requests = [job.request for job in batch]
         model, first = self.model, requests[0]
         shape = model.latent_shape(first.height, first.width)
         scheduler = _scheduler(sampler_named(first.sampler), model.scheduler_config, first.steps)
         scheduler.set_timesteps(first.steps, device=model.device)
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+        if hasattr(scheduler, "noise_sampler_seed"):  # it has noise of its own, a Brownian path for each seed
+            scheduler.noise_sampler_seed = [request.seed for request in requests]
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         latents = noise.to(model.device) * scheduler.init_noise_sigma
         extra = {"generator": generators} if "generator" in signature(scheduler.step).parameters else {}
@@ -198,41 +225,39 @@ class Engine:
         scales = torch.tensor([request.guidance_scale for request in requests], device=model.device)[
             :, None, None, None
         ]
-        copies = 2 if (scales > 1).any() else 1  # without guidance the negative prompt has no say: half the work
-        cond = self._encode(requests, guided=copies == 2)
-        mixes = [self._shelf.unet_mix(request) for request in requests] * copies
-        with self._shelf.mixed(mixes), self._computing():
+        # Without guidance the negative prompt has no say: half the work.
+        guided = bool((scales > 1).any())
+        rows = Rows(model, self._shelf, requests, first.steps, self._encode, guided=guided, like=like)
+        pictures = torch.tensor(rows.pictures, device=model.device)
+        count = sampler_named(first.sampler)
+        moment: Moment | None = None
+        with shared(model, rows.sharing), ExitStack() as gates, self._computing():
             for number, timestep in enumerate(scheduler.timesteps, start=1):
-                doubled = scheduler.scale_model_input(latents.repeat(copies, 1, 1, 1), timestep)
-                predicted = predict(model, doubled, timestep, cond).float()
-                if copies == 2:
-                    negative, positive = predicted.chunk(2)
-                    predicted = negative + scales * (positive - negative)
+                if (now := rows.at(count.step(number))) is not moment:
+                    moment = now
+                    gates.close()
+                    gates.enter_context(self._shelf.mixed(moment.mixes))
+                given = scheduler.scale_model_input(latents[pictures], timestep)
+                answers = predict(model, given, timestep, moment.conditioning).float()
+                predicted = rows.guided(answers, scales)
                 latents = scheduler.step(predicted, timestep, latents, return_dict=False, **extra)[0]
                 counter.step()
                 if counter.watch and number < len(scheduler.timesteps):
-                    given = doubled[-len(batch) :]
-                    counter.watch(self._glimpse(batch, clean_estimate(scheduler, given, predicted, timestep)))
-        return latents
+                    estimate = clean_estimate(scheduler, given[rows.last], predicted, timestep)
+                    counter.watch(self._glimpse(batch, estimate))
+        return latents, rows.company
 
-    def _encode(self, requests: Sequence[Request], *, guided: bool) -> Conditioning:
-        """The prompts, preceded by the negative ones when guided; each distinct (prompt, text mix) is encoded once."""
-        mixes = [self._shelf.text_mix(request) for request in requests]
-        wanted = (
-            [(request.negative_prompt, mix) for request, mix in zip(requests, mixes, strict=True)] if guided else []
-        )
-        wanted += [(request.prompt, mix) for request, mix in zip(requests, mixes, strict=True)]
-        distinct: dict[tuple[str, frozenset[tuple[str, float]]], tuple[str, Mix]] = {
-            (prompt, frozenset(mix.items())): (prompt, mix) for prompt, mix in wanted
-        }
-        texts = list(distinct.values())
-        parts = []
-        for start in range(0, len(texts), _PROMPTS_A_BATCH):
-            chunk = texts[start : start + _PROMPTS_A_BATCH]
-            with self._shelf.mixed([mix for _, mix in chunk]), self._computing():
-                parts.append(encode_text(self.model, [prompt for prompt, _ in chunk]))
-        place = {key: row for row, key in enumerate(distinct)}
-        return Conditioning.cat(parts)[[place[prompt, frozenset(mix.items())] for prompt, mix in wanted]]
+    def _encode(self, wanted: Sequence[tuple[Frame, Mix, int]]) -> Conditioning:
+        """Frames under their own mixes and clip skips, one row each."""
+        parts: dict[int, Conditioning] = {}
+        for clip_skip in {skip: None for _, _, skip in wanted}:
+            places = [place for place, (_, _, skip) in enumerate(wanted) if skip == clip_skip]
+            for start in range(0, len(places), _PROMPTS_A_BATCH):
+                chunk = places[start : start + _PROMPTS_A_BATCH]
+                with self._shelf.mixed([wanted[place][1] for place in chunk]), self._computing():
+                    states = encode_frames(self.model, [wanted[place][0] for place in chunk], clip_skip)
+                parts |= {place: states[row] for row, place in enumerate(chunk)}
+        return Conditioning.cat([parts[place] for place in range(len(wanted))])
 
     def _glimpse(self, batch: Sequence[_Job], estimate: Tensor) -> Glimpse:
         if estimate.device.type == "cuda":
@@ -241,19 +266,21 @@ class Engine:
         return Glimpse(
             places=[job.index for job in batch],
             pixels=request.width * request.height,
-            _images=lambda row: self._images(estimate[row : row + 1])[0],
+            _images=lambda row: next(self._images(estimate[row : row + 1]))[0],
         )
 
-    def _images(self, latents: Tensor) -> list[Image.Image]:
-        rows = max(1, _LATENTS_A_DECODE // latents[0, 0].numel())
-        images = []
-        for chunk in latents.split(rows):
-            x_BHWC = decode(self.model, chunk).permute(0, 2, 3, 1)
-            images += [Image.fromarray(x) for x in (x_BHWC * 255).round().to("cpu", torch.uint8).numpy()]
-        return images
+    def _images(self, latents: Tensor, *, at_once: int = 0) -> Iterator[tuple[Image.Image, int]]:
+        """The pictures, and how many were decoded at once with each; `at_once` fills up to as many."""
+        for chunk in latents.split(max(1, _LATENTS_A_DECODE // latents[0, 0].numel())):
+            filled = torch.cat([chunk, chunk[-1:].expand(max(0, at_once - len(chunk)), -1, -1, -1)])
+            x_BHWC = decode(self.model, filled)[: len(chunk)].permute(0, 2, 3, 1)
+            for x in (x_BHWC * 255).round().to("cpu", torch.uint8).numpy():
+                yield Image.fromarray(x), len(filled)
 
     def _cut_off(self, request: Request) -> tuple[str, ...]:
         notes = []
+        if request.prompt_syntax != "plain":
+            return ()  # long prompts are read to their end
         for name, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
             count = tokens(self.model, text)
             if count > self.model.max_tokens:

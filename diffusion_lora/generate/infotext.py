@@ -20,13 +20,20 @@ from PIL.PngImagePlugin import PngInfo
 
 from diffusion_lora import __version__
 from diffusion_lora.errors import PromptError
-from diffusion_lora.generate.request import LoraUse, Request
+from diffusion_lora.generate.company import Company, company_from_fields
+from diffusion_lora.generate.region import Region
+from diffusion_lora.generate.request import LoraUse, Request, with_options, written_options
 from diffusion_lora.generate.samplers import sampler_named, sampler_of_a1111
+from diffusion_lora.prompt.tags import AdapterTag, take_tags
 
 TEXT_CHUNK, JSON_CHUNK = "parameters", "diffusion_lora"
-_FORMAT = 1
+_FORMAT = 2
+# What a request of version 0.1 did not have: left out where it says nothing, so that those versions read it.
+_NEWER = {"regions": (), "combine": "sum", "prompt_syntax": "weighted", "clip_skip": 1}
+_NEWER_OF_LORA = {"blocks": (), "steps": "", "region": "", "negative": None}
+_SIGNS = re.compile(r"[][(){}|:<>\\]|\b(AND|BREAK)\b|__")
+_LONGEST_SURE_PROMPT = 70  # no prompt of so many characters was ever cut off
 _PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-_TAG = re.compile(r"\s*<lora:([^:>]+)(?::([^:>]+))?(?::([^:>]+))?[^>]*>", re.IGNORECASE)
 _MIN_PAIRS = 3
 
 
@@ -49,10 +56,12 @@ def write_infotext(request: Request) -> str:
         "CFG scale": None if request.guidance_scale is None else _plain(request.guidance_scale),
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}" if request.width and request.height else None,
+        "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
         "Model hash": request.base_hash[:10] or None,
         "Model": _last_part(request.base) or None,
         "RNG": "CPU",
         "Lora hashes": ", ".join(f"{_tag_name(use)}: {use.sha[:12]}" for use in request.loras if use.sha) or None,
+        "Regions": "; ".join(map(_told_region, request.regions)) or None,
         "Version": f"diffusion-lora {__version__}",
     }
     lines = [" ".join([request.prompt, *map(_tag, request.loras)]).strip()]
@@ -90,15 +99,16 @@ def request_from_infotext(text: str) -> Request:
     if not info.parameters:
         raise PromptError("the text holds no generation parameters (a last line such as `Steps: 20, Sampler: DDIM, …`)")
     parameters = {
-        "Sampler": "DDIM", "Schedule type": "Automatic", "Steps": "20", "Seed": "0", "Size": "0x0", "CFG scale": "",
-        "Lora hashes": "",
+        "Sampler": "DDIM", "Schedule type": "", "Steps": "20", "Seed": "0", "Size": "0x0", "CFG scale": "",
+        "Lora hashes": "", "Clip skip": "1",
     } | dict(info.parameters)  # fmt: skip
     hashes = dict(pair.split(": ", 1) for pair in parameters["Lora hashes"].split(", ") if ": " in pair)
     try:
         width, height = (int(side) for side in parameters["Size"].split("x"))
-        loras = tuple(_use(match, hashes) for match in _TAG.finditer(info.prompt))
+        prompt, tags = take_tags(info.prompt, foreign=True)
+        loras = tuple(_use(tag, hashes) for tag in tags)
         return Request(
-            prompt=_TAG.sub("", info.prompt).strip(),
+            prompt=prompt.strip(),
             negative_prompt=info.negative_prompt,
             seed=int(parameters["Seed"]),
             steps=int(parameters["Steps"]),
@@ -107,42 +117,52 @@ def request_from_infotext(text: str) -> Request:
             height=height,
             sampler=sampler_of_a1111(parameters["Sampler"], parameters["Schedule type"]).name,
             loras=loras,
+            clip_skip=int(parameters["Clip skip"]),
         )
     except ValueError as error:
         raise PromptError(f"the generation parameters hold a value that is no number ({error})") from error
 
 
-def png_chunks(request: Request) -> PngInfo:
+def png_chunks(request: Request, company: Company | None = None) -> PngInfo:
     """The text chunks of a picture: infotext and JSON."""
     info = PngInfo()
     info.add_text(TEXT_CHUNK, write_infotext(request))
-    info.add_text(JSON_CHUNK, to_json(request))
+    info.add_text(JSON_CHUNK, to_json(request, company))
     return info
 
 
-def to_json(request: Request) -> str:
-    """The request as JSON; `from_json` gives back an equal one."""
-    return json.dumps(
-        {"format": _FORMAT, "version": __version__, "request": request_fields(request)}, ensure_ascii=False
-    )
+def to_json(request: Request, company: Company | None = None) -> str:
+    """The request as JSON; `from_json` gives back an equal one. `company` is the batch it was drawn in."""
+    document = {"format": _FORMAT, "version": __version__, "request": request_fields(request)}
+    return json.dumps(document | ({"batch": company.fields()} if company else {}), ensure_ascii=False)
 
 
 def from_json(text: str) -> Request:
     """The request that `to_json` wrote. Raises PromptError for anything else."""
     try:
-        fields = json.loads(text)["request"]
-    except (ValueError, KeyError, TypeError) as error:
+        document = json.loads(text)
+        fields = dict(document["request"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PromptError(f"the request in the picture is damaged, or of a newer version ({error})") from error
+    if document.get("format") == 1 and _meant_plainly(fields):
+        fields["prompt_syntax"] = "plain"
     return request_from_fields(fields)
+
+
+def _meant_plainly(fields: Mapping[str, Any]) -> bool:
+    """Whether a request of version 0.1, which had no prompt grammar, would be drawn otherwise with one."""
+    texts = [str(fields.get(name, "")) for name in ("prompt", "negative_prompt")]
+    return any(_SIGNS.search(text) or len(text) > _LONGEST_SURE_PROMPT for text in texts)
 
 
 def request_fields(request: Request) -> dict[str, Any]:
     """The request as the object that stands in our JSON, paths below the home folder with `~`."""
-    fields = asdict(request)
+    fields = _without(asdict(request), _NEWER)
+    fields["loras"] = [_without(use, _NEWER_OF_LORA) for use in fields["loras"]]
     for use in fields["loras"]:
-        use["path"] = _below_home(Path(use["path"]))
+        use["path"] = below_home(Path(use["path"]))
     if fields["base"] and Path(fields["base"]).is_absolute():
-        fields["base"] = _below_home(Path(fields["base"]))
+        fields["base"] = below_home(Path(fields["base"]))
     return fields
 
 
@@ -151,7 +171,8 @@ def request_from_fields(fields: Mapping[str, Any]) -> Request:
     try:
         values = dict(fields)
         loras = tuple(LoraUse(**use) for use in values.pop("loras", ()))
-        return Request(**values, loras=loras)
+        regions = tuple(Region(**region) for region in values.pop("regions", ()))
+        return Request(**values, loras=loras, regions=regions)
     except (ValueError, TypeError) as error:
         raise PromptError(f"the request is damaged, or of a newer version ({error})") from error
 
@@ -161,14 +182,7 @@ def read_request(path: Path) -> Request:
 
     Raises PromptError when the file is no picture or tells of no request.
     """
-    try:
-        with Image.open(path, formats=("PNG",)) as image:
-            image.load()  # some programs write their text after the pixels
-            chunks = {key: value for key, value in image.info.items() if isinstance(value, str)}
-    except UnidentifiedImageError as error:
-        raise PromptError(f"{path} is no PNG picture") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PromptError(f"{path} cannot be read ({error})") from error
+    chunks = _chunks(path)
     if JSON_CHUNK in chunks:
         return from_json(chunks[JSON_CHUNK])
     if TEXT_CHUNK in chunks:
@@ -176,21 +190,50 @@ def read_request(path: Path) -> Request:
     raise PromptError(f"{path} does not say how it was drawn: it has no generation parameters")
 
 
+def read_company(path: Path) -> Company | None:
+    """The batch that a PNG of ours was drawn in; None where it does not say. Raises PromptError as `read_request`."""
+    try:
+        return company_from_fields(json.loads(_chunks(path).get(JSON_CHUNK, "{}")).get("batch"))
+    except (ValueError, AttributeError, RecursionError):
+        return None
+
+
+def _chunks(path: Path) -> dict[str, str]:
+    """The text chunks of a PNG. Raises PromptError."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            image.load()  # some programs write their text after the pixels
+            return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+    except UnidentifiedImageError as error:
+        raise PromptError(f"{path} is no PNG picture") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PromptError(f"{path} cannot be read ({error})") from error
+
+
 def _tag(use: LoraUse) -> str:
-    """`<lora:name:text encoder:unet>` in the web UI's order, or one number for both."""
-    if use.text_strength is None:
-        return f"<lora:{_tag_name(use)}:{_plain(use.strength)}>"
-    return f"<lora:{_tag_name(use)}:{_plain(use.text_strength)}:{_plain(use.strength)}>"
+    """`<lora:name:text encoder:unet>` in the web UI's order, or one number for both; our options behind, by name."""
+    numbers = [use.strength] if use.text_strength is None else [use.text_strength, use.strength]
+    options = [f"{key}={value.replace(':', '=')}" for key, value in written_options(use).items()]
+    return f"<lora:{':'.join([_tag_name(use), *map(_plain, numbers), *options])}>"
+
+
+def _told_region(region: Region) -> str:
+    where = "a mask" if region.mask else ",".join(f"{side:g}" for side in region.box)
+    return f"{region.name} ({where}): {region.prompt}" if region.prompt else f"{region.name} ({where})"
+
+
+def _without(fields: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key not in defaults or value != defaults[key]}
 
 
 def _tag_name(use: LoraUse) -> str:
     return re.sub(r"[:,<>]", "", use.name)
 
 
-def _use(match: "re.Match[str]", hashes: Mapping[str, str]) -> LoraUse:
-    name, first, second = match.groups()
-    strength = float(second or first or 1)
-    return LoraUse(name, Path(f"{name}.safetensors"), strength, float(first) if second else None, hashes.get(name))
+def _use(tag: AdapterTag, hashes: Mapping[str, str]) -> LoraUse:
+    text = None if tag.text == tag.unet else tag.text
+    use = LoraUse(tag.name, Path(f"{tag.name}.safetensors"), tag.unet, text, hashes.get(tag.name))
+    return with_options(use, {key: value for key, value in tag.options if key != "region"})
 
 
 def _plain(value: float) -> str:
@@ -201,7 +244,8 @@ def _last_part(base: str) -> str:
     return base.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
 
 
-def _below_home(path: Path) -> str:
+def below_home(path: Path) -> str:
+    """The path, with `~` for the home folder: a picture passed on does not tell its maker's account name."""
     home = Path.home()
     return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else str(path)
 

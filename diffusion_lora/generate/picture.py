@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from diffusion_lora.errors import OutputError
+from diffusion_lora.generate.company import Company
 from diffusion_lora.generate.infotext import png_chunks
 from diffusion_lora.generate.request import Request
 
@@ -25,13 +26,14 @@ class Picture:
     """An image and its request, in which everything the model decided (size, guidance, base, hashes) is filled in.
 
     `latents` [C, h, w] are those the image was decoded from, in fp32 on the CPU. `notes` are sentences for the user:
-    what was cut off a prompt, an adapter made on another checkpoint.
+    what was cut off a prompt, an adapter made on another checkpoint. `company` is the batch it was drawn in.
     """
 
     image: Image.Image
     request: Request
     latents: "Tensor"
     notes: tuple[str, ...] = ()
+    company: Company | None = None
 
 
 def save_pictures(folder: Path, pictures: Sequence[Picture]) -> list[Path]:
@@ -41,7 +43,8 @@ def save_pictures(folder: Path, pictures: Sequence[Picture]) -> list[Path]:
     cannot be made or written.
     """
     return [
-        save_png(folder, picture.image, str(picture.request.seed), png_chunks(picture.request)) for picture in pictures
+        save_png(folder, picture.image, str(picture.request.seed), png_chunks(picture.request, picture.company))
+        for picture in pictures
     ]
 
 

@@ -4,19 +4,23 @@ An adapter that no request at hand names is taken out of the model again, so tha
 memory, so that it comes back at once. A file that changes on disk is read anew.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from diffusion_lora.errors import AdapterFileError
+from diffusion_lora.errors import AdapterFileError, ConfigError, PromptError
 from diffusion_lora.families.family import Model
+from diffusion_lora.generate.conflicts import Conflicts
 from diffusion_lora.generate.request import LoraUse, Request
+from diffusion_lora.generate.schedules import factor_at
 from diffusion_lora.lora.adapter import Adapter, read_adapter
+from diffusion_lora.lora.area import Area, Setting
 from diffusion_lora.lora.bank import AdapterBank
 from diffusion_lora.lora.header import tensor_hash
+from diffusion_lora.lora.unet_blocks import BASE
 
-Mix = dict[str, float]
+Mix = Mapping[str, float | tuple[Setting, ...]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class _Loaded:
     name: str
     acts_on_text: bool
     notes: tuple[str, ...]
+    path: Path
 
 
 class Shelf:
@@ -44,6 +49,7 @@ class Shelf:
         self._bank = AdapterBank(model.components, model.layout.title, base_hash=model.weights_hash)
         self._files: dict[Path, _File] = {}
         self._loaded: dict[str, _Loaded] = {}  # by SHA-256 of the tensors
+        self._conflicts = Conflicts(lambda use: self._files[use.path.absolute()].adapter)
         self.loads = 0  # adapters put into the model so far
 
     def resolve(self, use: LoraUse) -> LoraUse:
@@ -53,6 +59,7 @@ class Shelf:
             raise AdapterFileError(
                 f"{use.path} holds another LoRA ({file.sha[:12]}) than the one asked for ({use.sha[:12]}): name that"
             )
+        self._block_factors(use)
         return replace(use, sha=file.sha)
 
     def hold(self, requests: Iterable[Request]) -> None:
@@ -66,24 +73,55 @@ class Shelf:
                 name = use.name if use.name not in self._bank.names else f"{use.name} ({sha[:12]})"
                 notes = self._bank.load(name, adapter)
                 self.loads += 1
-                self._loaded[sha] = _Loaded(name, any(part != "unet" for part in adapter.components), notes)
+                self._loaded[sha] = _Loaded(name, any(part != "unet" for part in adapter.components), notes, use.path)
 
-    def unet_mix(self, request: Request) -> Mix:
-        """Strengths in the UNet, by name in the bank; a file named twice acts twice."""
-        return _mix((self._of(use).name, use.strength) for use in request.loras)
+    @property
+    def held(self) -> tuple[tuple[Path, str], ...]:
+        """The adapters in the model: (file, SHA-256 of its tensors)."""
+        return tuple(sorted((loaded.path, sha) for sha, loaded in self._loaded.items()))
 
-    def text_mix(self, request: Request) -> Mix:
-        """Strengths in the text encoder, of the adapters that have a part there."""
-        uses = (use for use in request.loras if self._of(use).acts_on_text)
-        return _mix((self._of(use).name, use.strength_of_text) for use in uses)
+    def unet_mix(
+        self, uses: Iterable[LoraUse], step: int, steps: int, areas: Mapping[str, Area], *, negative: bool
+    ) -> Mix:
+        """How the uses act in the UNet at a step (1 is the first), by name in the bank; a file named twice acts twice.
+
+        `areas` are those of the request's regions; `negative` asks for the negative half of the guidance.
+        """
+        mix: dict[str, list[Setting]] = {}
+        for use in uses:
+            strength = _strength(use, negative=negative) * factor_at(use.steps, step, steps)
+            area = areas[use.region] if use.region else None
+            if strength:
+                setting = Setting(strength, self._block_factors(use), area)
+                mix.setdefault(self._of(use).name, []).append(setting)
+        return {name: _simplest(settings) for name, settings in mix.items()}
+
+    def text_mix(self, uses: Iterable[LoraUse], *, negative: bool = False) -> Mix:
+        """Strengths in the text encoder, of the adapters that have a part there; schedules do not reach it."""
+        mix: dict[str, float] = {}
+        for use in uses:
+            if self._of(use).acts_on_text:
+                strength = _text_strength(use, negative=negative) * dict(self._block_factors(use)).get(BASE, 1.0)
+                mix[self._of(use).name] = mix.get(self._of(use).name, 0.0) + strength
+        return {name: strength for name, strength in mix.items() if strength}
 
     def mixed(self, rows: Sequence[Mix]) -> AbstractContextManager[None]:
         """Inside, batch row b has the mix rows[b]."""
         return self._bank.mix(rows[0] if all(row == rows[0] for row in rows) else rows)
 
     def notes(self, request: Request) -> tuple[str, ...]:
-        """What the bank said about the request's adapters when it took them."""
-        return tuple(note for use in request.loras for note in self._of(use).notes)
+        """What the bank said about the request's adapters when it took them, and what they do to each other."""
+        of_each = tuple(note for use in request.loras for note in self._of(use).notes)
+        return of_each + (self._conflicts.notes(request.loras) if request.combine == "sum" else ())
+
+    def _block_factors(self, use: LoraUse) -> tuple[tuple[str, float], ...]:
+        """Raises PromptError for blocks that this base does not have."""
+        if not use.blocks:
+            return ()
+        try:
+            return self._bank.block_factors(use.blocks)
+        except ConfigError as error:
+            raise PromptError(f"the blocks of the LoRA {use.name}: {error}") from error
 
     def _of(self, use: LoraUse) -> _Loaded:
         assert use.sha is not None, "only resolved requests are drawn"
@@ -102,8 +140,16 @@ class Shelf:
         return known
 
 
-def _mix(strengths: Iterable[tuple[str, float]]) -> Mix:
-    mix: Mix = {}
-    for name, strength in strengths:
-        mix[name] = mix.get(name, 0.0) + strength
-    return {name: strength for name, strength in mix.items() if strength}
+def _strength(use: LoraUse, *, negative: bool) -> float:
+    return use.strength if use.negative is None or not negative else use.negative
+
+
+def _text_strength(use: LoraUse, *, negative: bool) -> float:
+    return use.strength_of_text if use.negative is None or not negative else use.negative
+
+
+def _simplest(settings: Sequence[Setting]) -> float | tuple[Setting, ...]:
+    """One number, where there are neither blocks nor areas."""
+    if all(not setting.blocks and setting.area is None for setting in settings):
+        return sum(setting.strength for setting in settings)
+    return tuple(settings)

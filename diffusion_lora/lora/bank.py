@@ -340,9 +340,10 @@ class AdapterBank:
 
     def _branches(self, key: str) -> tuple[Branch, ...]:
         """One stack for the rank rows of all loaded adapters, in the base's dtype; a branch for each without such rows;
-        and one for each adapter in training, in fp32."""
+        and one for each adapter in training, in fp32. In the order of their names: sums of floats depend on theirs, and
+        a mix must not depend on who came first."""
         site = self._sites[key]
-        loaded = {name: parts[key] for name, parts in self._parts.items() if key in parts}
+        loaded = {name: parts[key] for name, parts in sorted(self._parts.items()) if key in parts}
         rows = {name: part.rows for name, part in loaded.items() if part.rows is not None}
         branches: list[Branch] = []
         if rows:

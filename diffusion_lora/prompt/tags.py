@@ -34,14 +34,15 @@ class AdapterTag:
     start: int
 
 
-def take_tags(source: str) -> tuple[str, tuple[AdapterTag, ...]]:
+def take_tags(source: str, *, foreign: bool = False) -> tuple[str, tuple[AdapterTag, ...]]:
     """The prompt without its tags, and the tags in order. Raises PromptSyntaxError for a tag that is not understood.
 
+    In `foreign` prompts, those of other programs, arguments with unknown names are left out: extensions have many.
     The white space around a tag becomes one space, or nothing at the ends; a prompt without tags is untouched.
     """
     prompt = parse(source)
     found = list(_tags(prompt.items))
-    tags = tuple(_read(prompt, tag) for tag in found)
+    tags = tuple(_read(prompt, tag, foreign=foreign) for tag in found)
     rest, place = "", 0
     for tag in found:
         rest = _joined(rest, source[place : tag.start])
@@ -60,7 +61,7 @@ def _tags(nodes: Sequence[Node]) -> Iterator[Tag]:
         yield from _tags(children(node))
 
 
-def _read(prompt: Prompt, tag: Tag) -> AdapterTag:
+def _read(prompt: Prompt, tag: Tag, *, foreign: bool) -> AdapterTag:
     name, *arguments = tag.content.split(":")
     if not name.strip():
         raise PromptSyntaxError("the tag does not name a LoRA", prompt.source, tag.start)
@@ -72,7 +73,7 @@ def _read(prompt: Prompt, tag: Tag) -> AdapterTag:
             numbers.append(_number(prompt, tag, key))
         elif key.lower() in (*_STRENGTHS, *_HANDED_ON):
             named[key.lower()] = value if key.lower() in _STRENGTHS else value.replace("=", ":")
-        elif key.lower() not in _LEFT_OUT:
+        elif key.lower() not in _LEFT_OUT and not foreign:
             known = ", ".join(f"{name}=" for name in (*_STRENGTHS, *_HANDED_ON))
             raise PromptSyntaxError(f"{key}= is unknown in a tag; {known} are read", prompt.source, tag.start)
     if len(numbers) > 2:  # the third is A1111's dynamic rank, which nothing here has

@@ -100,8 +100,16 @@ def test_every_sampler_has_a_name_of_the_web_ui_that_means_it(name: str) -> None
 def test_a_sampler_named_with_its_schedule_is_understood() -> None:
     """Pictures of the web UI before 1.9 say `DPM++ 2M Karras` in one word."""
     assert sampler_of_a1111("DPM++ 2M Karras").name == "dpm++_2m_karras"
-    with pytest.raises(PromptError, match="'LCM'"):
-        sampler_of_a1111("LCM")
+    assert sampler_of_a1111("DPM++ 2M").name == "dpm++_2m"
+    with pytest.raises(PromptError, match="'Restart'"):
+        sampler_of_a1111("Restart")
+
+
+def test_automatic_is_what_the_web_ui_takes() -> None:
+    """Since 1.9 `DPM++ 2M` with `Schedule type: Automatic` is drawn with Karras' schedule there."""
+    assert sampler_of_a1111("DPM++ 2M", "Automatic").name == "dpm++_2m_karras"
+    assert sampler_of_a1111("DPM++ 2M SDE", "Automatic").name == "dpm++_2m_sde_exponential"
+    assert sampler_of_a1111("Euler", "Automatic").name == "euler"
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the test data is not on this machine")

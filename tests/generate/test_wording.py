@@ -28,9 +28,9 @@ def test_plain_words_have_the_very_bits_they_had_before_there_was_a_grammar(mode
 
 
 def test_a_weight_multiplies_its_tokens_and_the_mean_is_restored(model: Model) -> None:
-    plain = plainly(model, "a red cat")
-    weighted = states(model, "a (red:1.5) cat")
-    factors = torch.ones(len(plain), 1)
+    plain = plainly(model, "a red cat").double()
+    weighted = states(model, "a (red:1.5) cat").double()
+    factors = torch.ones(len(plain), 1, dtype=torch.float64)
     factors[2] = 1.5  # behind the start mark and "a"
     expected = plain * factors
     expected = expected * (plain.mean() / expected.mean())

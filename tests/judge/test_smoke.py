@@ -17,6 +17,7 @@ from recipes.pocket.judge.prompts import read_base, read_lora
 from recipes.pocket.judge.studio import (
     Studio,
     judge_base,
+    judge_regions,
     judge_stack,
     judge_style,
     judge_subject,
@@ -75,6 +76,16 @@ def test_both_adapters_stacked_show_both(studio: Studio) -> None:
     adapters = [LoraUse(name, HERE / f"{name}.safetensors", 0.8) for name in ("style", "subject")]
     report, _ = judge_stack(studio, read_lora()[:24], STYLE, CHARACTER, adapters)
     assert report["both"] >= 50
+
+
+def test_a_region_keeps_each_adapter_to_its_half(studio: Studio) -> None:
+    """Wrong if masks no longer hold an adapter back, or hold it back where it should act."""
+    style, hero = (LoraUse(name, HERE / f"{name}.safetensors") for name in ("style", "subject"))
+    report, _ = judge_regions(studio, read_lora()[:8], STYLE, CHARACTER, style, hero)
+    assert report["character left"] >= 75
+    assert report["character right"] <= 12.5
+    assert report["style right"] >= 75
+    assert report["style left"] <= 12.5
 
 
 def test_a_short_training_already_shows_the_character(studio: Studio, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@
                  at five strengths with the first seed, all others at strength 1
     subject      the subject preset on three characters, three seeds each: with and without the trigger word
     stack        the demo's own two together at 0.8 + 0.8
+    regions      the character on the left, the style on the right of one picture, judged by halves
 
 Prints one line for each figure with what it must be and should be, and writes all of them, with the machine and the
 versions, to bench/results/judge-DATE.json. Exit status 1 when a figure is not what it must be. Trained adapters and
@@ -262,6 +263,25 @@ def part_stack(session: Session) -> None:
         session.found(Figure(label, value, must=60 if name == "both" else None))
 
 
+def part_regions(session: Session) -> None:
+    style, character = session.styles[0], session.characters[0]
+    details = session.details["regions"] = {}
+    reports = []
+    for seed in session.seeds:
+        report, pictures = judged.judge_regions(
+            session.studio, session.lora_prompts, style, character,
+            session.style(style, seed).at(1.0), session.subject(character, seed).at(1.0),
+        )  # fmt: skip
+        session.keep(f"regions-{style}-{character}-{seed}", pictures)
+        reports.append(report)
+        details[f"{style}-{character}-{seed}"] = report
+    bars = {"character left": (80, True), "character right": (10, False), "style right": (80, True),
+            "style left": (20, False)}  # fmt: skip
+    for name, (must, above) in bars.items():
+        value = sum(report[name] for report in reports) / len(reports)
+        session.found(Figure(f"{character} left, {style} right: {name}", value, must=must, above=above))
+
+
 PARTS: dict[str, Callable[[Session], None]] = {
     "autoencoder": part_autoencoder,
     "noise": part_noise,
@@ -269,6 +289,7 @@ PARTS: dict[str, Callable[[Session], None]] = {
     "style": part_style,
     "subject": part_subject,
     "stack": part_stack,
+    "regions": part_regions,
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,13 @@ from PIL import Image
 from diffusion_lora.families.family import decode, encode_image, load_base
 from diffusion_lora.families.model import Model
 from diffusion_lora.generate.engine import Engine
+from diffusion_lora.generate.region import BOXES, Region
 from diffusion_lora.generate.request import LoraUse, Request
 from recipes.pocket import world
 from recipes.pocket.judge.damage import nothing
 from recipes.pocket.judge.drawings import scenes
 from recipes.pocket.judge.frechet import frechet_distance
-from recipes.pocket.judge.model import Judge, Opinion, as_batch
+from recipes.pocket.judge.model import Judge, Opinion, Part, as_batch
 from recipes.pocket.judge.prompts import BasePrompt, LoraPrompt
 
 STEPS, GUIDANCE, BATCH = 20, 4.0, 16
@@ -247,6 +248,35 @@ def judge_stack(
     seen = studio.judge.look(pictures)
     styled, there = seen.style_is(style), seen.character_is(character)
     return {"style": percent(styled), "character": percent(there), "both": percent(styled & there)}, pictures
+
+
+def judge_regions(
+    studio: Studio, prompts: Sequence[LoraPrompt], style: str, character: str, styled: LoraUse, hero: LoraUse
+) -> tuple[Shares, list[Image.Image]]:
+    """The character on the left and the style on the right of one picture: what each half shows of either."""
+    requests = []
+    for prompt in prompts:
+        thing, place = f"a small {prompt.colour} {prompt.object}", f"on a {prompt.background} background"
+        left = Region("left", f"{character} on the left {place}", BOXES["left"])
+        right = Region("right", f"{thing} on the right {place}, {style} style", BOXES["right"])
+        requests.append(
+            Request(
+                prompt=prompt.ordinary,
+                seed=prompt.seed,
+                steps=STEPS,
+                guidance_scale=GUIDANCE,
+                loras=(replace(hero, region="left"), replace(styled, region="right")),
+                regions=(left, right),
+            )
+        )
+    pictures = [picture.image for picture in studio.engine.draw(requests, batch_size=BATCH)]
+    report = {}
+    halves: tuple[Part, ...] = ("left", "right")
+    for part in halves:
+        seen = studio.judge.look(pictures, part)
+        report[f"character {part}"] = percent(seen.character_is(character))
+        report[f"style {part}"] = percent(seen.style_is(style))
+    return report, pictures
 
 
 def percent(values: np.ndarray) -> float:
