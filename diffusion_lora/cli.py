@@ -244,20 +244,21 @@ def redraw(
     device: _Device = None,
 ) -> None:
     """Draw pictures again from the settings in their files: the same bytes on the same machine."""
-    from diffusion_lora.generate.infotext import read_company, read_request
+    from diffusion_lora.generate.reading import read_picture
 
-    read = [(read_request(path), read_company(path)) for path in pictures]
+    read = [read_picture(path) for path in pictures]
     _check_folder(out)
     console = _console()
     engine, loaded = None, ""
 
     from diffusion_lora.generate.picture import save_pictures
 
-    for request, company in read:
-        wanted = base or request.base or "pocket"
+    for reading in read:
+        wanted = base or reading.request.base or "pocket"
         if engine is None or wanted != loaded:
             engine, loaded = _engine(console, wanted, device, precision, revision, vae), wanted
-        picture = engine.redraw(request, company) if company else engine.draw([request])[0]
+        company = reading.company
+        picture = engine.redraw(reading.request, company) if company else engine.draw([reading.request])[0]
         for path in save_pictures(out, [picture]):
             _say(console, str(path))
 

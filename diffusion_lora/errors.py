@@ -66,8 +66,9 @@ class PromptSyntaxError(PromptError):
     """A place in a prompt that has no meaning: `at` counts characters from 0; the sentence shows what stands there."""
 
     def __init__(self, problem: str, prompt: str, at: int) -> None:
-        before, after = prompt[max(0, at - _SHOWN_CHARS) : at], prompt[at : at + _SHOWN_CHARS]
-        super().__init__(f"in the prompt, at character {at + 1} (`{before}▸{after}`): {problem}")
+        shown = f"{prompt[max(0, at - _SHOWN_CHARS) : at]}▸{prompt[at : at + _SHOWN_CHARS]}"
+        shown = "".join(letter if letter.isprintable() else " " for letter in shown)
+        super().__init__(f"in the prompt, at character {at + 1} (`{shown}`): {problem}")
         self.at = at
 
 

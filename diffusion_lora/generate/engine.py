@@ -318,6 +318,8 @@ def _scheduler(sampler: Sampler, config: Mapping[str, Any], steps: int) -> Any:
     options = dict(sampler.options)
     if steps >= config.get("num_train_timesteps", 1000):
         options["steps_offset"] = 0  # every timestep is taken: an offset would lead beyond the last
+    if sampler.scheduler_class == "LCMScheduler":  # its steps are chosen among those it was distilled for, 50 as a rule
+        options["original_inference_steps"] = max(50, steps)
     kind = getattr(diffusers, sampler.scheduler_class)
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in signature(kind).parameters:
         options["trained_betas"] = NoiseSchedule.from_config(config).betas.tolist()  # it would not end in noise

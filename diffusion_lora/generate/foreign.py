@@ -54,7 +54,7 @@ class Found:
     def take(self, name: str, value: object, kind: type) -> None:
         """A number, if it is one."""
         try:
-            self.values[name] = kind(value)  # type: ignore[call-arg]
+            self.values[name] = kind(value)
         except (TypeError, ValueError, OverflowError):
             self.told.append(f"{name} is {str(value)[:40]!r}, which is no number")
 
@@ -140,13 +140,13 @@ def read_comfyui(graph: Mapping[str, Any]) -> Found:
     if isinstance(inputs.get("sampler_name"), str):
         found.take_sampler(inputs["sampler_name"], inputs.get("scheduler", ""))
     for node in _upstream(nodes, inputs.get("model"), ("model",)):
-        kind = str(node.get("class_type", ""))
+        loader = str(node.get("class_type", ""))
         own = node["inputs"]
-        if kind in ("LoraLoader", "LoraLoaderModelOnly"):
-            text = own.get("strength_clip", 0.0 if kind.endswith("ModelOnly") else None)
+        if loader in ("LoraLoader", "LoraLoaderModelOnly"):
+            text = own.get("strength_clip", 0.0 if loader.endswith("ModelOnly") else None)
             found.take_lora(own.get("lora_name"), own.get("strength_model", 1), text)
         elif "ckpt_name" not in own:
-            found.told.append(f"the node {kind} is not understood")
+            found.told.append(f"the node {loader} is not understood")
     found.values["loras"] = found.values.get("loras", ())[::-1]  # the first loader stands farthest up
     _take_size(nodes, inputs.get("latent_image"), found)
     return found

@@ -15,12 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from diffusion_lora import __version__
 from diffusion_lora.errors import PromptError
-from diffusion_lora.generate.company import Company, company_from_fields
+from diffusion_lora.generate.company import Company
 from diffusion_lora.generate.region import Region
 from diffusion_lora.generate.request import LoraUse, Request, with_options, written_options
 from diffusion_lora.generate.samplers import sampler_named, sampler_of_a1111
@@ -175,39 +174,6 @@ def request_from_fields(fields: Mapping[str, Any]) -> Request:
         return Request(**values, loras=loras, regions=regions)
     except (ValueError, TypeError) as error:
         raise PromptError(f"the request is damaged, or of a newer version ({error})") from error
-
-
-def read_request(path: Path) -> Request:
-    """The request a PNG was drawn from: our own JSON, else the infotext of another program.
-
-    Raises PromptError when the file is no picture or tells of no request.
-    """
-    chunks = _chunks(path)
-    if JSON_CHUNK in chunks:
-        return from_json(chunks[JSON_CHUNK])
-    if TEXT_CHUNK in chunks:
-        return request_from_infotext(chunks[TEXT_CHUNK])
-    raise PromptError(f"{path} does not say how it was drawn: it has no generation parameters")
-
-
-def read_company(path: Path) -> Company | None:
-    """The batch that a PNG of ours was drawn in; None where it does not say. Raises PromptError as `read_request`."""
-    try:
-        return company_from_fields(json.loads(_chunks(path).get(JSON_CHUNK, "{}")).get("batch"))
-    except (ValueError, AttributeError, RecursionError):
-        return None
-
-
-def _chunks(path: Path) -> dict[str, str]:
-    """The text chunks of a PNG. Raises PromptError."""
-    try:
-        with Image.open(path, formats=("PNG",)) as image:
-            image.load()  # some programs write their text after the pixels
-            return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
-    except UnidentifiedImageError as error:
-        raise PromptError(f"{path} is no PNG picture") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PromptError(f"{path} cannot be read ({error})") from error
 
 
 def _tag(use: LoraUse) -> str:

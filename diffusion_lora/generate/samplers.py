@@ -76,7 +76,7 @@ def _family(
 
 
 _MULTISTEP = "DPMSolverMultistepScheduler"
-_SDE = {"algorithm_type": "sde-dpmsolver++"}
+_SDE: Mapping[str, Any] = {"algorithm_type": "sde-dpmsolver++"}
 
 SAMPLERS: Mapping[str, Sampler] = {
     sampler.name: sampler

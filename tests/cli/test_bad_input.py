@@ -292,7 +292,7 @@ def test_a_wrong_request(command_line: CommandLine, tmp_path: Path, options: lis
 def test_pictures_are_numbered_and_never_written_over(
     command_line: CommandLine, adapter: Path, tmp_path: Path
 ) -> None:
-    from diffusion_lora.generate.infotext import read_request
+    from diffusion_lora.generate.reading import read_request
 
     options = ("--lora", f"{adapter}:0.8", "--count", 2, "--steps", 1, "--seed", 7, "--out", "d")
     command = ("generate", "a red cat", *options)

@@ -12,11 +12,11 @@ from diffusion_lora.generate.infotext import (
     from_json,
     parse_infotext,
     png_chunks,
-    read_request,
     request_from_infotext,
     to_json,
     write_infotext,
 )
+from diffusion_lora.generate.reading import read_request
 from diffusion_lora.generate.request import LoraUse, Request
 from diffusion_lora.generate.samplers import SAMPLERS, sampler_named, sampler_of_a1111
 
@@ -138,10 +138,10 @@ def test_pictures_of_the_web_ui_become_requests(name: str) -> None:
     assert request.base == "", "any base may draw it"
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the test data is not on this machine")
-def test_a_picture_without_parameters_says_so() -> None:
+def test_a_picture_without_parameters_says_so(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "bare.png")
     with pytest.raises(PromptError, match="does not say how it was drawn"):
-        read_request(DATA / "comfyui_img2img_cropped.png")
+        read_request(tmp_path / "bare.png")
 
 
 def test_a_last_line_of_two_pairs_is_prompt() -> None:

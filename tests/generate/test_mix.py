@@ -11,8 +11,8 @@ import torch
 from diffusion_lora.errors import PromptError
 from diffusion_lora.families.family import Model
 from diffusion_lora.generate.engine import Engine
-from diffusion_lora.generate.infotext import read_company, read_request
 from diffusion_lora.generate.picture import Picture, save_pictures
+from diffusion_lora.generate.reading import read_picture, read_request
 from diffusion_lora.generate.region import BOXES, Region, parse_region_argument
 from diffusion_lora.generate.request import LoraUse, Request, parse_lora_argument
 from diffusion_lora.lora.adapter import write_adapter
@@ -72,7 +72,7 @@ def test_eight_mixes_in_one_batch_are_eight_single_pictures_and_come_back_from_t
     again = engine.draw([read_request(path) for path in paths])
     for path, first, second in zip(paths, batch, again, strict=True):
         assert first.image.tobytes() == second.image.tobytes()
-        company = read_company(path)
+        company = read_picture(path).company
         assert company is not None
         redrawn = engine.redraw(read_request(path), company)
         assert redrawn.image.tobytes() == first.image.tobytes(), "alone, but over the shapes of its batch"

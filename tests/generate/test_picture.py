@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from diffusion_lora.errors import OutputError
-from diffusion_lora.generate.infotext import read_request
 from diffusion_lora.generate.picture import Picture, save_pictures, save_png
+from diffusion_lora.generate.reading import read_request
 from diffusion_lora.generate.request import Request
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import struct
 import tracemalloc
@@ -154,7 +155,7 @@ def mutated(chance: random.Random, texts: list[bytes]) -> bytes:
             (b"parameters", b"diffusion_lora", b"prompt", b"invokeai_metadata", b"", b"x" * 90)
         )  # fmt: skip
         if kind == b"zTXt":
-            data = keyword + b"\0\0" + zlib.compress(bytes(text) * chance.choice((1, 1, 300)))
+            data = keyword + b"\0\0" + zlib.compress(bytes(text[:4000]) * chance.choice((1, 1, 1, 600)), 1)
         elif kind == b"iTXt":
             data = keyword + b"\0" + bytes([chance.randrange(2), 0]) + b"\0\0" + bytes(text)
         else:
@@ -169,17 +170,19 @@ def mutated(chance: random.Random, texts: list[bytes]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def test_ten_thousand_damaged_files(tmp_path: Path) -> None:
+def test_damaged_files(tmp_path: Path) -> None:
+    """A tenth of the 10 000 that `LORA_DAMAGED_FILES=10000` makes of it; none may end in anything but a sentence."""
     chance = random.Random(11)
     texts = [INFOTEXT.encode(), to_json(REQUEST).encode(), exif_of(INFOTEXT, to_json(REQUEST)), b"{" * 3000,
              json.dumps({"3": {"class_type": "KSampler", "inputs": {"positive": ["3", 0], "seed": 1}}}).encode(),
              b'{"positive_prompt": "a", "loras": [{"model": 3}], "steps": "x"}', b"[" * 100_000]  # fmt: skip
     path = tmp_path / "damaged.png"
+    count = int(os.environ.get("LORA_DAMAGED_FILES", "1000"))
     read = refused = 0
     sentences = set[str]()
     slowest = 0.0
     tracemalloc.start()
-    for _ in range(10_000):
+    for _ in range(count):
         path.write_bytes(mutated(chance, texts))
         began = perf_counter()
         try:
@@ -191,7 +194,7 @@ def test_ten_thousand_damaged_files(tmp_path: Path) -> None:
         slowest = max(slowest, perf_counter() - began)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert min(read, refused) > 500
+    assert min(read, refused) > count / 50
     assert not [sentence for sentence in sentences if "\n" in sentence]
     assert slowest < 5
     assert peak < 200e6

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_lora.generate.infotext import read_request
+from diffusion_lora.generate.reading import read_request
 from diffusion_lora.generate.request import LoraUse, Request
 from webui.engine import (
     Cancelled,

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from diffusion_lora.events import read_events
-from diffusion_lora.generate.infotext import read_request
+from diffusion_lora.generate.reading import read_request
 from tests.ui.conftest import OpenPage, StartDesk
 from tests.ui.person import Person
 from tests.ui.process import DeskProcess

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageChops
 from playwright.sync_api import expect
 
-from diffusion_lora.generate.infotext import read_request
+from diffusion_lora.generate.reading import read_request
 from tests.ui.conftest import OpenPage
 from tests.ui.person import Person
 from tests.ui.process import DeskProcess, wait_for

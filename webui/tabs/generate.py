@@ -18,7 +18,7 @@ import gradio as gr
 
 from diffusion_lora.errors import UserError
 from diffusion_lora.families.pocket.words import pocket_words
-from diffusion_lora.generate.infotext import read_request
+from diffusion_lora.generate.reading import read_request
 from diffusion_lora.generate.request import Request
 from diffusion_lora.generate.samplers import SAMPLERS
 from diffusion_lora.generate.wire import Drawn, Start, Step
