@@ -338,6 +338,22 @@ class PreviewTable(Table):
         return bool(self.every and self.prompts) and step % self.every == 0
 
 
+class ValidationTable(Table):
+    """Held-out pictures, whose loss at fixed timesteps and noise tells whether what is learned holds for others too."""
+
+    pictures: int = Field(
+        default=-1, ge=-1, description="pictures held out; 0 = none, -1 = a tenth of them, from 12 pictures up"
+    )
+    every: Every = Field(default=0, description="steps between measurements; 0 = a twentieth of the run")
+    timesteps: int = Field(default=8, ge=1, le=1000, description="timesteps at which each picture is measured")
+    patience: int = Field(
+        default=0, ge=0, description="stop after so many measurements without a new lowest loss; 0 = never"
+    )
+    result: Literal["last", "best"] = Field(
+        default="last", description="the saved adapter: the last one, or that of the lowest loss (kept anyway)"
+    )
+
+
 class OutputTable(Table):
     """The adapter file."""
 
@@ -364,6 +380,7 @@ class TrainConfig(Table):
     loss: LossTable = LossTable()
     checkpoint: CheckpointTable = CheckpointTable()
     preview: PreviewTable = PreviewTable()
+    validation: ValidationTable = ValidationTable()
     output: OutputTable = OutputTable()
     sweep: dict[str, tuple[Any, ...]] = Field(
         default={}, description="settings with several values: an adapter for each, trained side by side"

@@ -14,6 +14,8 @@ Every event has `time` (Unix seconds) and `kind`; a process that runs in front o
     ranks       step, total, least, most: rank rows of all layers, and of the narrowest and widest, after a cut; adapter
                 says whose in a sweep
     warning     step, about, text (, adapter): health, what was seen and what to change; each `about` once
+    validation  step, loss (mean over held-out pictures at fixed timesteps and noise), best (none was lower before: the
+                adapter is kept as best.safetensors), pictures (, adapters {name: loss})
     preview     step, paths (relative to the folder)
     checkpoint  step, path
     stop        step, reason: the run ended early; what there is of the adapter is written
@@ -41,7 +43,7 @@ Event = Mapping[str, Any]
 Progress = Callable[[Event], None]
 
 
-_LASTING = ("step", "ranks", "warning", "preview", "checkpoint")
+_LASTING = ("step", "ranks", "warning", "validation", "preview", "checkpoint")
 
 
 def ignore(event: Event) -> None:

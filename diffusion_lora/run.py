@@ -42,6 +42,9 @@ _FREE_TO_CHANGE = (
     "dataset.accept_changes",
     "checkpoint.",
     "preview.",
+    "validation.every",
+    "validation.patience",
+    "validation.result",
     "output.",
 )
 

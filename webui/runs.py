@@ -53,6 +53,8 @@ class Story:
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    validation: tuple[tuple[int, float], ...] = ()
+    """(step, loss) on held-out pictures."""
     columns: tuple[Column, ...] = ()
     checkpoint: int | None = None
     adapter: str | None = None
@@ -180,6 +182,9 @@ def _told(name: str, folder: Path, config: TrainConfig, events: Sequence[Mapping
         notes=tuple(event["text"] for event in of.get("note", [])),
         problems=tuple(f"{event['picture']}: {event['text']}" for event in of.get("problem", [])),
         warnings=tuple(event["text"] for event in of.get("warning", [])),
+        validation=tuple(
+            (int(event["step"]), float(event["loss"])) for event in of.get("validation", [])
+        ),
         columns=tuple(_columns(folder, of.get("preview", []))),
         checkpoint=max((int(event["step"]) for event in of.get("checkpoint", [])), default=None),
         adapter=Path(published[-1]["path"]).stem if published else None,

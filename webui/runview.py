@@ -97,6 +97,8 @@ def health(story: Story | None) -> str:
         lines.append(("good", f"It {verb} from {count(int(pictures), 'picture')}."))
     trend = _trend(story)
     lines += [trend] if trend else []
+    held_out = _held_out(story)
+    lines += [held_out] if held_out else []
     lines += [("careful", warning) for warning in story.warnings]
     lines += [("careful", problem) for problem in story.problems]
     lines += [("dim", note) for note in story.notes]
@@ -169,6 +171,20 @@ def _trend(story: Story) -> tuple[str, str] | None:
     if last < 0.97 * first:
         return "good", f"The loss {'falls' if story.is_under_way else 'fell'}: {last:.3f}, from {first:.3f}."
     return "careful", f"The loss does not fall ({last:.3f}, from {first:.3f}): a higher learning rate may help."
+
+
+def _held_out(story: Story) -> tuple[str, str] | None:
+    """What the loss on held-out pictures says: whether it still falls."""
+    if len(story.validation) < 2:
+        return None
+    best, lowest = min(story.validation, key=lambda pair: pair[1])
+    step, newest = story.validation[-1]
+    if best == step:
+        return "good", f"On held-out pictures the loss is at its lowest: {newest:.4f}, step {step}."
+    return "careful", (
+        f"On held-out pictures the loss was lowest after step {best} ({lowest:.4f}; now {newest:.4f}): "
+        "that adapter is kept as best.safetensors."
+    )
 
 
 def _chosen(steps: list[int], there: set[int]) -> list[int]:

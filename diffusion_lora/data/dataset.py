@@ -68,6 +68,15 @@ class Dataset:
             for index, number, mirrored in rows
         ]
 
+    def plain_views(self) -> list[Shown]:
+        """For each picture the view by which it is measured: its first one, not mirrored."""
+        return [
+            Shown(item, seen.pixels, mask, self.looks.view(self.seed, index, 0, place.bucket, False))
+            for index, (item, seen, mask, place) in enumerate(
+                zip(self.items, self.seen, self.masks, self.places, strict=True)
+            )
+        ]
+
     def captions(self, selection: Selection) -> list[str]:
         """What a step's pictures are called, empty where the caption is left out."""
         rows = zip(selection.indices, selection.variants, selection.uncaptioned, strict=True)

@@ -22,6 +22,7 @@ from diffusion_lora.data.check import check
 from diffusion_lora.data.dataset import Dataset, open_dataset
 from diffusion_lora.data.fingerprint import check_fingerprint
 from diffusion_lora.data.folder import Scanned
+from diffusion_lora.data.held_out import hold_out
 from diffusion_lora.data.problems import Problem, by_kind
 from diffusion_lora.data.store import TensorStore, cache_folder
 from diffusion_lora.data.views import Shown
@@ -56,6 +57,7 @@ class Material:
     """The data set, its latents, and sentences the person should read."""
 
     dataset: Dataset
+    held_out: Dataset | None  # pictures that are not trained on, but measured
     latents: LatentCache
     notes: tuple[str, ...]
 
@@ -108,8 +110,10 @@ def open_material(
         store=TensorStore(kept / "latents"),
         mask_floor=table.mask_floor,
     )
-    latents.fill(shown_in(dataset, config, place.processes), paced("encoding pictures", on_progress))
-    return Material(dataset, latents, tuple(notes))
+    dataset, held_out = hold_out(dataset, config.validation.pictures)
+    shown = [*shown_in(dataset, config, place.processes), *(held_out.plain_views() if held_out else ())]
+    latents.fill(shown, paced("encoding pictures", on_progress))
+    return Material(dataset, held_out, latents, tuple(notes))
 
 
 def picture_size_px(config: TrainConfig, model: Model) -> int:

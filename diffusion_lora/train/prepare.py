@@ -60,6 +60,7 @@ class Prepared:
     arithmetic: Callable[[], AbstractContextManager[None]]  # a new context for one forward pass
     again: Callable[[], AbstractContextManager[None]]  # and for computing a part of it again
     notes: tuple[str, ...]  # sentences the person should read
+    held_out: Dataset | None = None  # pictures that are measured and not trained on
     folded: tuple[tuple[str, float], ...] = ()  # (hash, strength) of what is part of the base: the same when going on
 
     @property
@@ -128,6 +129,7 @@ def prepare(
         arithmetic=partial(_forward_pass, list(adapters.values()), config, device, largest),
         again=partial(attention, device, largest),
         notes=(*told, *material.notes, *own_notes),
+        held_out=material.held_out,
         folded=tuple((tensor_hash(path), strength) for _, strength, (path, _) in folded),
     )
 

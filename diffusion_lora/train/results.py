@@ -6,10 +6,11 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from diffusion_lora.events import read_events
-from diffusion_lora.lora.adapter import write_adapter, write_word
+from diffusion_lora.lora.adapter import Adapter, write_adapter, write_word
 from diffusion_lora.lora.metadata import TrainingFacts, training_metadata
 from diffusion_lora.run import Run
 from diffusion_lora.sweep import comparison
@@ -24,13 +25,19 @@ def write_adapters(run: Run, ready: Prepared, learners: Sequence[Learner], step:
     """Write every adapter that has not diverged. Raises OutputError."""
     for learner in learners:
         if learner.diverged_at is None:
-            metadata = training_metadata(learner.config, _facts(run, ready, learner, step))
-            with learner.optimizer.averaged():
-                adapter = ready.bank.export(learner.adapter.name, metadata)
+            adapter = write_adapter_of(run, ready, learner, step, run.adapter_file(learner.name))
             for word, vectors in adapter.words.items():
                 write_word(vectors, run.embedding_path(word, learner.name))
-            kept = adapter if learner.config.word.bundle else replace(adapter, words={})
-            write_adapter(kept, run.adapter_file(learner.name), learner.config.output.dtype)
+
+
+def write_adapter_of(run: Run, ready: Prepared, learner: Learner, step: int, path: Path) -> Adapter:
+    """Write what is to be kept of one adapter after `step` steps to this file; the adapter. Raises OutputError."""
+    metadata = training_metadata(learner.config, _facts(run, ready, learner, step))
+    with learner.optimizer.averaged():
+        adapter = ready.bank.export(learner.adapter.name, metadata)
+    kept = adapter if learner.config.word.bundle else replace(adapter, words={})
+    write_adapter(kept, path, learner.config.output.dtype)
+    return adapter
 
 
 def tell_comparison(run: Run, learners: Sequence[Learner], tell: Callable[..., None]) -> None:

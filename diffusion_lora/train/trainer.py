@@ -36,6 +36,7 @@ from diffusion_lora.train.prepare import prepare
 from diffusion_lora.train.preview import draw_previews, previews_of
 from diffusion_lora.train.results import tell_comparison, write_adapters
 from diffusion_lora.train.team import Team, joined_team
+from diffusion_lora.train.validate import Validation
 from diffusion_lora.train.watch import Watch
 
 
@@ -94,7 +95,7 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
     for sentence in dict.fromkeys((*ready.notes, *(learner.note for learner in learners if learner.note))):
         tell("note", text=sentence)
     started_s, pace = time.monotonic(), Pace(step)
-    watch = Watch(run, ready, learners, tell)
+    watch, validation = Watch(run, ready, learners, tell), Validation(run, config, ready, learners, tell)
     outcomes = Outcomes((1 if device.type == "cuda" else 0) if late is None else late)
     draw = partial(draw_passes, ready=ready, learners=learners, share=(team.rank, team.size))
 
@@ -102,6 +103,8 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
         return forward_backward(ready, learners, draw, share / team.size)
 
     with StopRequest() as stop, Ahead(draw, step, steps) as ahead, ready.bank.side_by_side():
+        if team.leads and validation.due(step):
+            validation.look(step)
         while step < steps:
             # --- one step ---------------------------------------------------------------------------------------------
             for learner in learners:
@@ -130,16 +133,21 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
             asked_to_stop, asked_to_pause, sample = team.any(
                 [stop.requested or "stop" in asked, "pause" in asked, "sample" in asked]
             )
+            measured = validation.due(step)
             ending = "stop" if asked_to_stop else "pause" if asked_to_pause else None
             preview = sample or config.preview.due(step)
             save = config.checkpoint.due(step) or step == steps or ending
-            if preview or save:
+            if preview or save or measured:
                 for outcome in outcomes.rest():
                     judge(run, learners, outcome, tell)
                     tell("step", **pace.told(config, learners, outcome, team.size))
                     watch.steps([outcome])
 
-            # --- once in a while: previews, a checkpoint --------------------------------------------------------------
+            # --- once in a while: held-out pictures, previews, a checkpoint -------------------------------------------
+            if measured and team.leads:
+                validation.look(step)
+                watch.validation(step, validation.courses)
+            turned = validation.may_end(step) and team.any([team.leads and validation.has_turned])[0]
             if preview and team.leads:
                 with ExitStack() as kept:
                     for learner in learners:
@@ -147,7 +155,7 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
                     paths = draw_previews(run, ready, previews_of(config, ready), step)
                 tell("preview", step=step, paths=paths)
                 watch.previews(step, paths)
-            if save and team.leads:
+            if (save or turned) and team.leads:
                 path = save_checkpoint(run, step, learners, fitting, ready.folded, keep=config.checkpoint.keep)
                 tell("checkpoint", step=step, path=str(path.relative_to(run.folder)))
 
@@ -158,8 +166,12 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
                 tell(ending, step=step, reason=f"asked to {ending}")
                 raise interrupted(run, step)
 
+            if turned:
+                break
+
     if team.leads:
         write_adapters(run, ready, learners, step)
+        validation.conclude(step)
         tell_comparison(run, learners, tell)
     path = next(run.adapter_file(learner.name) for learner in learners if learner.diverged_at is None)
     tell("end", step=step, path=path.name, seconds=round(time.monotonic() - started_s, 1))

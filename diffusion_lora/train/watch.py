@@ -5,7 +5,7 @@ What is healthy is `health`'s to say; here is where its numbers come from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from diffusion_lora.events import read_events
 from diffusion_lora.run import Run
@@ -42,6 +42,11 @@ class Watch:
             if health.due(step):
                 layers = self._learners[index].adapter.layers
                 self._say(step, index, health.of_movement(step, movement(layers, self._ready.bank.weight)))
+
+    def validation(self, step: int, courses: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+        """Look at the losses on held-out pictures so far, by the learners' names."""
+        for index, health in self._well():
+            self._say(step, index, health.of_validation(courses[self._learners[index].name]))
 
     def previews(self, step: int, names: Sequence[str]) -> None:
         """Look at the previews just drawn, named relative to the folder, those of all adapters in order."""
