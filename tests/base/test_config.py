@@ -18,7 +18,7 @@ from diffusion_lora.config import (
 from diffusion_lora.errors import ConfigError
 
 MINIMAL = "[dataset]\npath = 'pictures'\n"
-PRESETS = ("pocket-style", "pocket-subject", "sd15-style", "sd15-subject")
+PRESETS = ("pocket-style", "pocket-subject", "sd15-style", "sd15-subject", "sd2-style", "sdxl-12gb", "sdxl-24gb")
 
 
 def parse(text: str = MINIMAL, *overrides: str) -> TrainConfig:

@@ -196,6 +196,7 @@ def test_the_trainer_tells_the_base_how_large_a_picture_was(
             precision = "fp32"
             device = "cpu"
             threads = 1
+            checkpointing = "on"
         """
         config = parse_train_config(text, source="test")
         run = Run.create(tmp_path / f"run-{side}", config)
