@@ -8,7 +8,7 @@ import pytest
 import typer.main
 
 from diffusion_lora.cli import app
-from diffusion_lora.config import load_train_config
+from diffusion_lora.config import load_train_config, to_toml
 from diffusion_lora.faces.words import word_lists
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -17,8 +17,8 @@ CONFIGS = sorted((CHECKOUT / "configs").glob("*.toml"))
 
 
 def command_lines() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.startswith("diffusion-lora ")]
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+    return [line for line in blocks.splitlines() if line.startswith("diffusion-lora ")]
 
 
 @pytest.mark.parametrize("line", command_lines())
@@ -73,7 +73,7 @@ def test_shipped_configs_load_and_are_complete(path: Path) -> None:
     config = load_train_config(path)
     assert config.output.name
     tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    for table, settings in config.model_dump().items():
+    for table, settings in tomllib.loads(to_toml(config)).items():
         assert set(tables[table]) == set(settings), table
 
 
