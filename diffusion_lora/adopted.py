@@ -50,7 +50,7 @@ class Root:
 
 @dataclass(frozen=True)
 class Model:
-    """A file by its name."""
+    """A file by its name; of a base also a folder in diffusers layout."""
 
     name: str
     path: Path
@@ -128,7 +128,7 @@ def models(workspace: Workspace, kind: Kind) -> list[Model]:
     for root in kept:
         places = sorted(_files(root.folder, inside), key=lambda place: (place.as_posix().lower(), place.as_posix()))
         for place in places:
-            name = _free(place.with_suffix("").as_posix(), root.label, taken)
+            name = _free(_without_suffix(place.as_posix()), root.label, taken)
             taken.add(name)
             found.append(Model(name, root.folder / place, root))
     return found
@@ -144,8 +144,8 @@ def find_model(workspace: Workspace, kind: Kind, name: str) -> Model:
     for fits in (
         [model for model in listed if model.name == wanted],
         [model for model in listed if model.name.casefold() == wanted.casefold()],
-        [model for model in listed if model.path.stem == wanted],
-        [model for model in listed if model.path.stem.casefold() == wanted.casefold()],
+        [model for model in listed if model.name.rpartition("/")[2] == wanted],
+        [model for model in listed if model.name.rpartition("/")[2].casefold() == wanted.casefold()],
     ):
         if len(fits) == 1:
             return fits[0]
@@ -188,7 +188,7 @@ def _model_folders(folder: Path) -> Iterator[tuple[Kind, Path]]:
 
 
 def _files(root: Path, inside: Sequence[Path]) -> Iterator[Path]:
-    """Places below a root of the files that lie inside the roots after links are followed; hidden ones left out."""
+    """Places below a root of the models that lie inside the roots after links are followed; hidden ones left out."""
     waiting, seen = [(Path(), 0)], set[Path]()
     while waiting:
         place, depth = waiting.pop()
@@ -204,10 +204,17 @@ def _files(root: Path, inside: Sequence[Path]) -> Iterator[Path]:
             target = None if name.startswith(".") else _resolved(root / place / name)
             if target is None or not _within(target, inside):
                 continue
-            if target.is_dir():
+            if (target / "model_index.json").is_file():
+                yield place / name  # a base in diffusers layout is one model, whatever lies in it
+            elif target.is_dir():
                 waiting.append((place / name, depth + 1))
             elif name.lower().endswith(SUFFIX) and target.is_file():
                 yield place / name
+
+
+def _without_suffix(place: str) -> str:
+    """A folder in diffusers layout has none, whatever dots are in its name."""
+    return place[: -len(SUFFIX)] if place.lower().endswith(SUFFIX) else place
 
 
 def _resolved(path: Path) -> Path | None:

@@ -7,10 +7,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusion_lora.adopted import model_named
 from diffusion_lora.errors import BaseModelError
 from diffusion_lora.families.hub import hub_file, is_hub_id, snapshot
 from diffusion_lora.families.pocket.words import BASE_FOLDER
 from diffusion_lora.layouts.layout import Architecture
+from diffusion_lora.workspace import Workspace
 
 PIPELINES: dict[str, Architecture] = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}
 """The pipelines, in diffusers' words, whose folders are served."""
@@ -51,7 +53,8 @@ class Source:
 
 
 def locate(base: str, revision: str | None = None) -> Source:
-    """Find `base`, fetching it from the hub when it is a hub id that the cache lacks.
+    """Find `base`: a path, the name of one in the default workspace or what it adopted, or a hub id, fetched when the
+    cache lacks it.
 
     Raises BaseModelError: nothing of this name, a folder that is no diffusers model, the hub out of reach or refusing.
     """
@@ -62,6 +65,9 @@ def locate(base: str, revision: str | None = None) -> Source:
         return _checked(base, path.resolve().name, path)
     if path.is_file():
         return Source(base, path.stem, path.absolute().parent, file=path)
+    workspace = Workspace.at()
+    if workspace.root.is_dir() and (model := model_named(workspace, "bases", base)) is not None:
+        return locate(str(model.path))
     if is_hub_id(base):
         folder = snapshot(base, revision, known=KNOWN, check=_architecture, missing=_missing)
         return _checked(base, base.rpartition("/")[2], folder)

@@ -210,3 +210,12 @@ def test_a_path_is_a_path_and_the_rest_are_names(
     assert lora_path(Workspace(tmp_path / "none"), Path("neon"), beside=Path()) == Path("neon")
     with pytest.raises(WorkspaceError, match="there is no LoRA 'nothing'"):
         lora_path(workspace, Path("nothing"), beside=Path())
+
+
+def test_a_base_in_diffusers_layout_is_one_model(workspace: Workspace) -> None:
+    """Its UNet alone is no base."""
+    folder = workspace.bases / "my" / "base-v1.5"
+    touch(folder / "model_index.json", folder / "unet" / "diffusion_pytorch_model.safetensors")
+    touch(workspace.bases / "single.safetensors")
+    assert names(workspace, "bases") == ["my/base-v1.5", "single"]
+    assert find_model(workspace, "bases", "base-v1.5").path == folder

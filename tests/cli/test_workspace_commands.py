@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from diffusion_lora.adapter_commands import app as adapter_app
 from diffusion_lora.cli import _found
-from diffusion_lora.errors import WorkspaceError
+from diffusion_lora.errors import BaseModelError, WorkspaceError
+from diffusion_lora.families.source import locate
 from diffusion_lora.generate.request import Request, parse_lora_argument
 from diffusion_lora.lora.adapter import Adapter, LowRank, write_adapter
 from diffusion_lora.serve.app import _in_workspace
@@ -70,3 +71,15 @@ def test_a_name_stands_wherever_a_file_can(webui: Path) -> None:
     missing = CliRunner().invoke(adapter_app, ["info", "inc"])
     assert isinstance(missing.exception, WorkspaceError)
     assert "did you mean ink?" in str(missing.exception)
+
+
+def test_a_base_has_a_name_too(webui: Path) -> None:
+    """`--base v1-5` is the web UI's checkpoint; a name nobody has is still looked for on the hub."""
+    checkpoint = webui / "models" / "Stable-diffusion" / "v1-5.safetensors"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    with pytest.raises(BaseModelError):
+        locate("v1-5")
+    call("adopt", webui)
+    assert locate("v1-5").file == checkpoint
+    assert call("list", "bases") == "v1-5\n"
