@@ -16,6 +16,8 @@ Every event has `time` (Unix seconds) and `kind`; a process that runs in front o
     warning     step, about, text (, adapter): health, what was seen and what to change; each `about` once
     validation  step, loss (mean over held-out pictures at fixed timesteps and noise), best (none was lower before: the
                 adapter is kept as best.safetensors), pictures (, adapters {name: loss})
+    pictures    step, scores (of all: log of the loss with the caption over that without, at fixed noise), names,
+                first [{picture, score, z}]: those that fight the rest most, by the looks so far
     preview     step, paths (relative to the folder)
     checkpoint  step, path
     stop        step, reason: the run ended early; what there is of the adapter is written
@@ -43,7 +45,7 @@ Event = Mapping[str, Any]
 Progress = Callable[[Event], None]
 
 
-_LASTING = ("step", "ranks", "warning", "validation", "preview", "checkpoint")
+_LASTING = ("step", "ranks", "warning", "validation", "pictures", "preview", "checkpoint")
 
 
 def ignore(event: Event) -> None:

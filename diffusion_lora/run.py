@@ -45,6 +45,7 @@ _FREE_TO_CHANGE = (
     "validation.every",
     "validation.patience",
     "validation.result",
+    "validation.picture_looks",
     "output.",
 )
 

@@ -26,6 +26,7 @@ from diffusion_lora.run import Run
 from diffusion_lora.train.ahead import Ahead, Outcomes
 from diffusion_lora.train.checkpoint import checkpoints, go_back, load_checkpoint, save_checkpoint
 from diffusion_lora.train.draws import Draw
+from diffusion_lora.train.fighting import Fighting
 from diffusion_lora.train.fitting import Fitting
 from diffusion_lora.train.interrupt import StopRequest, interrupted
 from diffusion_lora.train.learner import Learner
@@ -96,6 +97,7 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
         tell("note", text=sentence)
     started_s, pace = time.monotonic(), Pace(step)
     watch, validation = Watch(run, ready, learners, tell), Validation(run, config, ready, learners, tell)
+    fighting = Fighting(run, config, ready, learners, tell)
     outcomes = Outcomes((1 if device.type == "cuda" else 0) if late is None else late)
     draw = partial(draw_passes, ready=ready, learners=learners, share=(team.rank, team.size))
 
@@ -137,7 +139,8 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
             ending = "stop" if asked_to_stop else "pause" if asked_to_pause else None
             preview = sample or config.preview.due(step)
             save = config.checkpoint.due(step) or step == steps or ending
-            if preview or save or measured:
+            looked = fighting.due(step)
+            if preview or save or measured or looked:
                 for outcome in outcomes.rest():
                     judge(run, learners, outcome, tell)
                     tell("step", **pace.told(config, learners, outcome, team.size))
@@ -147,6 +150,8 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
             if measured and team.leads:
                 validation.look(step)
                 watch.validation(step, validation.courses)
+            if looked and team.leads:
+                fighting.look(step)
             turned = validation.may_end(step) and team.any([team.leads and validation.has_turned])[0]
             if preview and team.leads:
                 with ExitStack() as kept:
