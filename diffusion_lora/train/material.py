@@ -27,6 +27,7 @@ from diffusion_lora.data.problems import Problem, by_kind
 from diffusion_lora.data.store import TensorStore, cache_folder
 from diffusion_lora.data.views import Shown
 from diffusion_lora.families.family import Conditioning, Model, encode_image, encode_text
+from diffusion_lora.train.residency import AUTOENCODER, at_work
 
 PROGRESS_EVERY_S = 5.0
 _PROBE_LATENTS = 8  # the side of the little picture by which an autoencoder is known
@@ -103,7 +104,7 @@ def open_material(
         )
         notes += [changed] if changed else []
     latents = LatentCache(
-        partial(encode_image, model),
+        partial(_encode_pictures, model),
         encoder=_identity([model.vae], _autoencoder_probe(model)) if table.cache == "disk" else "",
         factor=factor,
         keep=table.cache,
@@ -184,10 +185,16 @@ def paced(what: str, on_progress: OnProgress) -> Callable[[int, int], None]:
     return show
 
 
+def _encode_pictures(model: Model, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """A cache entry that has to be made again may find the autoencoder away."""
+    with at_work(model, [AUTOENCODER]):
+        return encode_image(model, x_BCHW)
+
+
 @torch.no_grad()
 def _encode_frozen(model: Model, captions: Sequence[str]) -> Mapping[str, Tensor]:
     """Outside the arithmetic of a forward pass: what is kept has the encoder's own precision."""
-    with torch.autocast(model.device.type, enabled=False):
+    with torch.autocast(model.device.type, enabled=False), at_work(model, list(model.text_encoders)):
         return encode_text(model, captions).tensors
 
 

@@ -40,6 +40,7 @@ from diffusion_lora.train.material import (
     frozen_condition,
     open_material,
 )
+from diffusion_lora.train.residency import UNET, away, free_to_go, send_away
 from diffusion_lora.workspace import workspace_of
 
 
@@ -98,7 +99,8 @@ def prepare(
         revision=config.model.revision,
         vae=config.model.vae,
     )
-    material = open_material(config, model, scanned, place, on_problem, on_progress)
+    with away(model, [UNET]):
+        material = open_material(config, model, scanned, place, on_problem, on_progress)
     dataset = material.dataset
     # Convolutions like it: 4 % of a step on the CPU. (The stubs of nn.Module.to do not know the keyword.)
     model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -112,10 +114,12 @@ def prepare(
     several = len(every) > 1
     for adapter in adapters.values():
         teach(model, adapter, side_by_side=several)
-    if any(text_learns(variant, adapters[name]) for name, variant in every.items()):
-        condition = learning(list(every.values()), model, list(adapters.values()))
-    else:
+    text_is_frozen = not any(text_learns(variant, adapters[name]) for name, variant in every.items())
+    if text_is_frozen:
         condition = frozen_condition(config, model, dataset, place, on_progress)
+    else:
+        condition = learning(list(every.values()), model, list(adapters.values()))
+    room = send_away(model, free_to_go(config, model, text_is_frozen=text_is_frozen))
     largest = max(math.prod(bucket.size) for bucket in dataset.buckets) // model.vae_factor**2
     own_notes = dict.fromkeys(note for variant in every.values() for note in _notes(variant, model, dataset))
     return Prepared(
@@ -128,7 +132,7 @@ def prepare(
         condition=condition,
         arithmetic=partial(_forward_pass, list(adapters.values()), config, device, largest),
         again=partial(attention, device, largest),
-        notes=(*told, *material.notes, *own_notes),
+        notes=(*told, *material.notes, *own_notes, *([room] if room else [])),
         held_out=material.held_out,
         folded=tuple((tensor_hash(path), strength) for _, strength, (path, _) in folded),
     )

@@ -22,6 +22,7 @@ from diffusion_lora.train.conditioning import taught
 from diffusion_lora.train.draws import preview_noise
 from diffusion_lora.train.material import picture_size_px
 from diffusion_lora.train.prepare import Prepared
+from diffusion_lora.train.residency import AUTOENCODER, at_work
 
 _SAMPLES = 4  # pictures drawn when asked for and no prompts are configured
 
@@ -42,7 +43,8 @@ def draw_previews(run: Run, ready: Prepared, table: PreviewTable, step: int) -> 
     """
     names = []
     for name, adapter in ready.adapters.items():
-        with ready.bank.mix({adapter.name: 1.0}) if name else nullcontext():
+        everything = [AUTOENCODER, *ready.model.text_encoders]
+        with ready.bank.mix({adapter.name: 1.0}) if name else nullcontext(), at_work(ready.model, everything):
             names += _draw(run, ready, adapter, table, f"step-{step:06d}-{name}-" if name else f"step-{step:06d}-")
     return names
 
