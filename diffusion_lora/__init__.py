@@ -10,6 +10,7 @@ Base = config, run, events, inbox, workspace, processes, device_lock, images, er
     families                 lora, diffusion, base
     generate                 families, lora, diffusion, base          (does not know that training exists)
     serve                    generate, families, lora, base
+    caption                  data, base, and of families how to find a device and a hub id
     train                    families, data, lora, diffusion, base    (does not know the generator)
     faces                    base and the torch-free parts
     demo                     all of them
@@ -19,9 +20,9 @@ Base, jobs, webui, data.folder, lora.header, lora.formats, generate.request and 
 this file and the `__init__` of every room import nothing: `diffusion-lora --help` answers before torch could have been
 loaded.
 
-Third parties have walls: diffusers only in families and generate, transformers only in families, bitsandbytes only in
-train.optimizers, gradio only in webui, sqlite3 only in jobs.store, subprocess only in jobs.launch, lark only in prompt,
-peft nowhere.
+Third parties have walls: diffusers only in families and generate, transformers only in families and caption,
+bitsandbytes only in train.optimizers, onnxruntime only in caption.tagger, gradio only in webui, sqlite3 only in
+jobs.store, subprocess only in jobs.launch, lark only in prompt, peft nowhere.
 Nothing runs at import.
 """
 

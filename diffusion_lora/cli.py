@@ -18,8 +18,10 @@ import typer
 from typer.exceptions import TyperException
 
 from diffusion_lora.adapter_commands import app as adapter_app
+from diffusion_lora.caption_commands import caption
 from diffusion_lora.dataset_commands import app as dataset_app
 from diffusion_lora.errors import OutputError, PromptError, RunInterrupted, ServiceError, UserError
+from diffusion_lora.workshop_commands import add_to as add_workshop_commands
 from diffusion_lora.workspace_commands import app as workspace_app
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ queue_app = typer.Typer(help="The runs that wait, run and are done.", invoke_wit
 app.add_typer(queue_app, name="queue")
 app.add_typer(adapter_app, name="adapter")
 app.add_typer(dataset_app, name="dataset")
+add_workshop_commands(dataset_app)
+app.command()(caption)
 app.add_typer(workspace_app, name="workspace")
 
 _Workspace = Annotated[

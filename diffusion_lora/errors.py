@@ -3,6 +3,7 @@
     UserError                  one clear sentence: the value, where it came from, what to do
     ├── ConfigError            a key, a type or a range in a TOML file or in --set
     ├── DatasetError           the folder of pictures and captions
+    ├── CaptionerError         a captioner: unknown name, incomplete folder, a library that it lacks
     ├── AdapterFileError       a LoRA file that cannot be read or belongs to another model family
     ├── BaseModelError         the base model: unknown name, incomplete folder, no network
     ├── RunError               a run folder, its checkpoints, a training that cannot go on
@@ -32,6 +33,10 @@ class ConfigError(UserError):
 
 class DatasetError(UserError):
     """Pictures or captions that cannot be used."""
+
+
+class CaptionerError(UserError):
+    """A model that describes pictures and cannot be found or loaded."""
 
 
 class AdapterFileError(UserError):

@@ -50,5 +50,13 @@ def show_captions(listed: Sequence[Mapping[str, Any]], dropout: float) -> None:
         _say(console, f"and no caption at all {100 * dropout:g} % of the time")
 
 
+def show_caption_change(name: str, before: str, after: str) -> None:
+    """A caption before and after."""
+    console = Console()
+    _say(console, name)
+    _say(console, f"  - {before or '(no caption)'}")
+    _say(console, f"  + {after}")
+
+
 def _say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)

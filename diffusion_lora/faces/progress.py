@@ -20,14 +20,14 @@ _LINE_EVERY_S = 15.0  # without a terminal: a log that lives, not one that flood
 @contextmanager
 def watch_training(console: Console) -> Iterator[Callable[[Event], None]]:
     """A receiver for the events of one training run."""
-    with _bar(console) as bar:
+    with progress_bar(console) as bar:
         yield _TrainingWatch(console, bar)
 
 
 @contextmanager
 def watch_drawing(console: Console, label: str) -> Iterator[Callable[[int, int], None]]:
     """A receiver for (steps done, steps in all) while pictures are drawn."""
-    with _bar(console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task(label, total=None, tail="")
 
         def show(done: int, total: int) -> None:
@@ -103,7 +103,8 @@ class _TrainingWatch:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _bar(console: Console) -> Progress:
+def progress_bar(console: Console) -> Progress:
+    """A bar with a label before it and a tail behind; nothing where there is no terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),

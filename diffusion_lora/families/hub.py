@@ -21,6 +21,7 @@ _WEIGHTY = ("unet", "vae", "text_encoder", "text_encoder_2")
 _SMALL_FILES = re.compile(
     r"model_index\.json|(unet|vae|text_encoder(_2)?|scheduler)/[\w.]+\.json|tokenizer(_2)?/[\w.]+\.(json|txt)"
 )
+_DATASET_FILES = ("*.jpg", "*.jpeg", "*.png", "*.webp", "*.txt", "*.caption", "*metadata.jsonl", "*metadata.csv")
 _SLACK_BYTES = 512 * 1024**2
 
 
@@ -46,12 +47,14 @@ def snapshot(
         return cached if cached and missing(cached) is None else _fetch(repo, revision, known, check)
 
 
-def hub_file(repo: str, name: str, revision: str | None = None, *, known: str = "") -> Path:
-    """One file of a repository, from the cache or fetched. Raises BaseModelError."""
+def hub_file(
+    repo: str, name: str, revision: str | None = None, *, known: str = "", what: str = "base"
+) -> Path:
+    """One file of a repository, from the cache or fetched; `what` it is called in a sentence. Raises BaseModelError."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    with _told(repo, revision, known or "say an id such as owner/name"):
+    with _told(repo, revision, known or "say an id such as owner/name", what):
         try:
             return Path(hf_hub_download(repo, name, revision=revision))
         except LocalEntryNotFoundError:
@@ -66,6 +69,16 @@ def cached_file(repo: str, name: str) -> Path | None:
 
     found = try_to_load_from_cache(repo, name)
     return Path(found) if isinstance(found, str) else None
+
+
+def dataset_folder(repo: str, revision: str | None = None) -> Path:
+    """The pictures and captions of a data set of the hub, fetched into its cache. Raises BaseModelError."""
+    from huggingface_hub import snapshot_download
+
+    with _told(repo, revision, "say an id such as owner/name", "data set"):
+        return Path(
+            snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=list(_DATASET_FILES))
+        )
 
 
 def needed_files(siblings: "list[RepoSibling]") -> dict[str, int]:
@@ -87,7 +100,7 @@ def needed_files(siblings: "list[RepoSibling]") -> dict[str, int]:
 
 
 @contextmanager
-def _told(repo: str, revision: str | None, known: str) -> Iterator[None]:
+def _told(repo: str, revision: str | None, known: str, what: str = "base") -> Iterator[None]:
     """What the hub and its library raise, as one sentence each."""
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -96,7 +109,7 @@ def _told(repo: str, revision: str | None, known: str) -> Iterator[None]:
         RevisionNotFoundError,
     )
 
-    at = f"the base {repo}" + (f" at {revision}" if revision else "")
+    at = f"the {what} {repo}" + (f" at {revision}" if revision else "")
     try:
         yield
     except GatedRepoError as error:
@@ -108,9 +121,9 @@ def _told(repo: str, revision: str | None, known: str) -> Iterator[None]:
             f"{at} is not on the hub, or is private (then log in with `hf auth login`); {known}"
         ) from error
     except HFValidationError as error:
-        raise BaseModelError(f"the base {repo!r} is neither a folder nor a hub id; {known}") from error
+        raise BaseModelError(f"the {what} {repo!r} is neither a folder nor a hub id; {known}") from error
     except RevisionNotFoundError as error:
-        raise BaseModelError(f"the base {repo} has no revision {revision!r} on the hub") from error
+        raise BaseModelError(f"the {what} {repo} has no revision {revision!r} on the hub") from error
     except _network_errors() as error:
         raise BaseModelError(
             f"{at} is not in the hub's cache on this machine, and the hub cannot be reached ({_first_line(error)}); "

@@ -1,4 +1,4 @@
-"""The one place that starts processes: the engine, the worker, and a process for every run.
+"""The one place that starts processes: the engine, the worker, a process for every run, shards of a captioning.
 
 They are detached: closing the page, a Ctrl-C in its terminal or its death leaves them at work. What they print goes to
 `state/{engine,worker}.log`, or to `RUN/console.txt`. Asked twice at once, there is one engine and one worker. What the
@@ -8,11 +8,12 @@ processes do is not known here. No torch.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -69,6 +70,43 @@ def ensure_worker(workspace: Workspace, *, patience_s: float = 60) -> Presence:
 def start_run(folder: Path) -> Child:
     """Carry out the run in a folder, in a process of its own. Raises ServiceError."""
     return _start(["run", str(folder)], folder / "console.txt", folder)
+
+
+def caption_shards(
+    arguments: Sequence[str], logs: Path, count: int, tell: Callable[[int, str], None] = lambda number, line: None
+) -> None:
+    """Caption a folder with `count` processes, each its part, and wait for them; `tell` hears what they print last.
+
+    A Ctrl-C is handed on to them, and they are waited for. Raises ServiceError when one of them ended badly.
+    """
+    try:
+        logs.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ServiceError(f"the folder {logs} cannot be made: {error.strerror or error}") from error
+    files = [logs / f"shard-{number}.log" for number in range(count)]
+    children: list[Child] = []
+    try:
+        for number, log in enumerate(files):
+            log.unlink(missing_ok=True)
+            shard = ["caption", *arguments, f"--shard={number}/{count}"]
+            children.append(_start(shard, log, Path.cwd()))
+        said = [""] * count
+        while any(child.status is None for child in children):
+            time.sleep(_LOOK_S)
+            for number, log in enumerate(files):
+                if (line := last_line(log)) != said[number]:
+                    said[number] = line
+                    tell(number, line)
+    except BaseException:
+        for child in children:
+            if child.status is None:
+                os.kill(child.process.pid, signal.SIGINT)
+        for child in children:
+            child.last_status()
+        raise
+    for log, child in zip(files, children, strict=True):
+        if child.status:
+            raise ServiceError(f"one of {count} processes ended badly: {last_line(log) or child.status}; more in {log}")
 
 
 def last_line(log: Path) -> str:

@@ -1,0 +1,1 @@
+"""Models that describe pictures, by name, and the work of captioning a folder with one."""
