@@ -129,6 +129,12 @@ class DatasetTable(Table):
         default=None, description="tags in front of the first of these (say |||) and behind a second one stay"
     )
     tag_dropout: Fraction = Field(default=0.0, description="share of tags left out, each time others")
+    weighted: bool = Field(
+        default=False, description="(word:1.2) in a caption weighs, as in prompts; else letters"
+    )
+    caption_tokens: Literal[75, 150, 225] = Field(
+        default=75, description="tokens that are read of a caption, in chunks of 75"
+    )
     wildcards: bool = Field(default=False, description="{a|b} in a caption is one of the two, each time anew")
     flip: bool = Field(default=False, description="show pictures mirrored half of the time")
     size_px: int = Field(default=0, ge=0, description="side of the square, in pixels; 0 = the base's own")
@@ -539,9 +545,7 @@ def _contradiction(config: TrainConfig) -> str | None:
             return "prodigy finds rates itself: set optimizer.lora_plus = 1 and optimizer.block_lrs = {}"
     if optimizer.name == "schedule-free":
         if optimizer.schedule != "constant":
-            return (
-                f'schedule-free takes the place of optimizer.schedule = "{optimizer.schedule}": set it to "constant"'
-            )
+            return f'schedule-free takes the place of optimizer.schedule = "{optimizer.schedule}": set it to "constant"'
         if optimizer.betas[0] == 0:
             return "optimizer.betas = [0, ...] leaves schedule-free nothing to average: set the first above 0, say 0.9"
     return None

@@ -147,7 +147,7 @@ def _reader(config: TrainConfig) -> CaptionReader:
     from diffusion_lora.train.reading import caption_reader
 
     tokenizer = load_base_tokenizer(config.model.base, config.model.revision)
-    return caption_reader(tokenizer, chunk_size(tokenizer, CHUNK_TOKENS))
+    return caption_reader(config.dataset, tokenizer, chunk_size(tokenizer, CHUNK_TOKENS))
 
 
 def _print_json(value: object) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from diffusion_lora.errors import DatasetError, PromptSyntaxError
 from diffusion_lora.prompt.chunks import Chunk, Tokenize, chunks
 from diffusion_lora.prompt.grammar import parse
-from diffusion_lora.prompt.schedule import Wording, Words, wording_at
+from diffusion_lora.prompt.schedule import Wording, plain_wording, wording_at
 from diffusion_lora.prompt.tree import Alternating, Node, Scheduled, Tag, children
 
 CHUNK_TOKENS = 75
@@ -64,7 +64,7 @@ class CaptionReader:
 
     def wording(self, caption: str) -> Wording:
         """What a caption says, with its weights where they are read. Raises DatasetError."""
-        return weighted_wording(caption) if self.weighted else ((Words(caption),),)
+        return weighted_wording(caption) if self.weighted else plain_wording(caption)
 
 
 def weighted_wording(caption: str) -> Wording:

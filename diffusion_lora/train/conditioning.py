@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from diffusion_lora.config import TrainConfig
-from diffusion_lora.families.family import Conditioning, Model, encode_text
+from diffusion_lora.families.family import Conditioning, Model
 from diffusion_lora.families.learned_words import add_word, first_vectors, spelled
 from diffusion_lora.lora.trainable import TrainableAdapter
 from diffusion_lora.train.rates import rests, segment_rate
+from diffusion_lora.train.reading import encode_captions
 
 _KEPT = 512  # captions; more of them are encoded again
 
@@ -53,6 +54,7 @@ def learning(
     if len(adapters) > 1:
         return _learning_side_by_side(configs, model, adapters)
     config, adapter = configs[0], adapters[0]
+    table = config.dataset
     words = taught(adapter, side_by_side=False)
     each = any((config.lora.dropout, config.lora.rank_dropout, config.lora.module_dropout))
     kept: dict[str, Conditioning] = {}
@@ -62,15 +64,15 @@ def learning(
         if not text_learns(config, adapter, adapter.clock.step):
             return Conditioning.cat([encoded_alone(text) for text in texts])
         if each:
-            return encode_text(model, texts)
+            return encode_captions(model, table, texts)
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        return encode_text(model, list(rows))[[rows[text] for text in texts]]
+        return encode_captions(model, table, list(rows))[[rows[text] for text in texts]]
 
     @torch.no_grad()
     def encoded_alone(text: str) -> Conditioning:
         if text in kept:
             return kept[text]
-        encoded = encode_text(model, [text])
+        encoded = encode_captions(model, table, [text])
         if len(kept) < _KEPT:
             kept[text] = encoded
         return encoded
@@ -82,6 +84,7 @@ def _learning_side_by_side(
     configs: Sequence[TrainConfig], model: Model, adapters: Sequence[TrainableAdapter]
 ) -> Callable[[Sequence[str]], Conditioning]:
     words = [taught(adapter, side_by_side=True) for adapter in adapters]
+    table = configs[0].dataset
 
     def condition(captions: Sequence[str]) -> Conditioning:
         rows = len(captions) // len(adapters)
@@ -91,6 +94,6 @@ def _learning_side_by_side(
             for config, adapter in zip(configs, adapters, strict=True)
         )
         with torch.set_grad_enabled(any(learn) and torch.is_grad_enabled()):
-            return encode_text(model, texts)
+            return encode_captions(model, table, texts)
 
     return condition

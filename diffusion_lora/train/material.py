@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffusion_lora.config import ConfigError, TrainConfig
+from diffusion_lora.config import DatasetTable, TrainConfig
 from diffusion_lora.data.cache import LatentCache, TextCache
 from diffusion_lora.data.check import check
 from diffusion_lora.data.dataset import Dataset, open_dataset
@@ -26,7 +26,9 @@ from diffusion_lora.data.held_out import hold_out
 from diffusion_lora.data.problems import Problem, by_kind
 from diffusion_lora.data.store import TensorStore, cache_folder
 from diffusion_lora.data.views import Shown
-from diffusion_lora.families.family import Conditioning, Model, encode_image, encode_text
+from diffusion_lora.errors import ConfigError
+from diffusion_lora.families.family import Conditioning, Model, encode_image
+from diffusion_lora.train.reading import encode_captions
 from diffusion_lora.train.residency import AUTOENCODER, at_work
 
 PROGRESS_EVERY_S = 5.0
@@ -133,10 +135,12 @@ def frozen_condition(
 ) -> Condition:
     """Captions through a frozen text encoder: every variant that the run will draw is encoded now and kept."""
     keep = config.dataset.cache
-    encode = partial(_encode_frozen, model)
+    encode = partial(_encode_frozen, model, config.dataset)
     texts = TextCache(
         encode,
-        encoder=_identity(model.text_encoders.values(), encode(["a probe, 1", ""]).values()) if keep == "disk" else "",
+        encoder=_identity(model.text_encoders.values(), encode(["a (probe:1.5), 1", ""]).values())
+        if keep == "disk"
+        else "",
         keep=keep,
         store=TensorStore(cache_folder(place.folder) / "texts"),
     )
@@ -192,10 +196,10 @@ def _encode_pictures(model: Model, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _encode_frozen(model: Model, captions: Sequence[str]) -> Mapping[str, Tensor]:
+def _encode_frozen(model: Model, table: DatasetTable, captions: Sequence[str]) -> Mapping[str, Tensor]:
     """Outside the arithmetic of a forward pass: what is kept has the encoder's own precision."""
     with torch.autocast(model.device.type, enabled=False), at_work(model, list(model.text_encoders)):
-        return encode_text(model, captions).tensors
+        return encode_captions(model, table, captions).tensors
 
 
 def _autoencoder_probe(model: Model) -> tuple[Tensor, Tensor]:

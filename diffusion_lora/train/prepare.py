@@ -21,7 +21,7 @@ from diffusion_lora.data.folder import demand_captions, looking_for, scan_table
 from diffusion_lora.diffusion.schedule import NoiseSchedule
 from diffusion_lora.diffusion.timesteps import timestep_range
 from diffusion_lora.errors import AdapterFileError, ConfigError
-from diffusion_lora.families.family import Model, load_base, pick_device, tokens
+from diffusion_lora.families.family import Model, load_base, pick_device
 from diffusion_lora.lora.adapter import Adapter, read_adapter
 from diffusion_lora.lora.adaptive import Span
 from diffusion_lora.lora.bank import AdapterBank
@@ -40,6 +40,7 @@ from diffusion_lora.train.material import (
     frozen_condition,
     open_material,
 )
+from diffusion_lora.train.reading import model_reader
 from diffusion_lora.train.residency import UNET, away, free_to_go, send_away
 from diffusion_lora.workspace import workspace_of
 
@@ -217,11 +218,12 @@ def _base_dtype(config: TrainConfig, device: torch.device) -> str:
 
 def _notes(config: TrainConfig, model: Model, dataset: Dataset) -> tuple[str, ...]:
     notes = list(model.notes)
-    long = [item.name for item in dataset.items if tokens(model, item.caption) > model.max_tokens]
+    reader = model_reader(config.dataset, model)
+    long = [item.name for index, item in enumerate(dataset.items) if reader.read(dataset.caption(index, 0)).cut]
     if long:
         notes.append(
-            f"{len(long)} of {len(dataset.items)} captions are longer than the {model.max_tokens} tokens that the base "
-            f"reads and are cut there; the first is that of {long[0]}"
+            f"{len(long)} of {len(dataset.items)} captions are longer than the {reader.size * reader.most} tokens that "
+            f"the base reads and are cut there; the first is that of {long[0]}"
         )
     bare = sum(not item.caption for item in dataset.items)
     if bare:
