@@ -172,10 +172,24 @@ def generate(
         Path | None, typer.Option(metavar="DIR", help="Where __name__ in a prompt finds name.txt.")
     ] = None,
     clip_skip: Annotated[int, typer.Option(min=1, metavar="N", help="The text encoder's layer from the end.")] = 1,
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to start from (img2img).")] = None,
+    strength: Annotated[
+        float, typer.Option(metavar="X", help="How much of it is drawn anew, 0 to 1; also for --hires.")
+    ] = 0.7,
+    mask: Annotated[Path | None, typer.Option(metavar="FILE", help="Grey: white is drawn, black is kept.")] = None,
+    mask_blur: Annotated[int, typer.Option(min=0, metavar="PX", help="The softness of the mask's edge.")] = 4,
+    only_masked: Annotated[bool, typer.Option("--only-masked", help="Draw the mask's surroundings alone.")] = False,
+    hires: Annotated[float | None, typer.Option(metavar="X", help="A second pass, so many times as large.")] = None,
+    hires_steps: Annotated[int, typer.Option(min=0, metavar="N", help="Its steps, by default --steps.")] = 0,
+    upscaler: Annotated[str, typer.Option(metavar="NAME", help="For --hires: latent or lanczos.")] = "latent",
+    variation_seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Mixed into the seed's noise.")] = None,
+    variation: Annotated[float, typer.Option(metavar="X", help="How much of --variation-seed, 0 to 1.")] = 0.0,
+    tiling: Annotated[bool, typer.Option("--tiling", help="A picture whose edges meet.")] = False,
     seed: _Seed = None,
     steps: _Steps = 20,
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures; picture i has seed + i.")] = 1,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the PNG files.")] = Path("pictures"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")] = Path("pictures"),
+    kind: Annotated[str, typer.Option("--format", metavar="NAME", help="png, jpg or webp; all carry settings.")] = "png",
     base: _Base = "pocket",
     revision: _Revision = None,
     vae: _Vae = None,
@@ -188,11 +202,16 @@ def generate(
 ) -> None:
     """Draw pictures. Each PNG carries all its settings."""
     from diffusion_lora.faces.progress import watch_drawing
+    from diffusion_lora.generate.picture import check_kind
     from diffusion_lora.generate.region import parse_region_argument
     from diffusion_lora.generate.request import Request, parse_lora_argument
     from diffusion_lora.generate.stack import muted, soloed, within_budget
+    from diffusion_lora.generate.start import Hires, Start
     from diffusion_lora.generate.tags import read_typed_prompt
 
+    check_kind(kind)
+    if image is None and (mask is not None or only_masked):
+        raise PromptError("--mask and --only-masked want a picture to start from: --image FILE")
     first = _any_seed() if seed is None else seed
     width, height = _size_px(size)
     given = tuple(_found(parse_lora_argument(text)) for text in lora or ())
@@ -217,6 +236,11 @@ def generate(
                 regions=tuple(parse_region_argument(text) for text in region or ()),
                 combine=combine,  # type: ignore[arg-type]  # checked by the request
                 clip_skip=clip_skip,
+                start=None if image is None else Start(image, strength, mask, mask_blur, only_masked),
+                hires=None if hires is None else Hires(hires, strength, hires_steps, upscaler),
+                variation_seed=variation_seed,
+                variation_strength=variation,
+                tiling=tiling,
             )
         )
     _check_folder(out)
@@ -233,13 +257,13 @@ def generate(
                 if note not in told:
                     _say(console, note)
                 told.add(note)
-            for path in save_pictures(out, [picture]):
+            for path in save_pictures(out, [picture], kind):
                 _say(console, str(path))
 
 
 @app.command()
 def redraw(
-    pictures: Annotated[list[Path], typer.Argument(metavar="FILE.png...", help="Pictures drawn by this program.")],
+    pictures: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Pictures, whoever drew them.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the PNG files.")] = Path("pictures"),
     base: Annotated[str | None, typer.Option(metavar="NAME", help="By default the one the picture names.")] = None,
     revision: _Revision = None,

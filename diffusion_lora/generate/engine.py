@@ -19,24 +19,27 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from diffusion_lora.diffusion.schedule import NoiseSchedule
 from diffusion_lora.errors import AdapterFileError, DeviceError, PromptError
-from diffusion_lora.families.family import Conditioning, Model, decode, predict, tokens
+from diffusion_lora.families.family import Conditioning, Model, decode, encode_image, predict, tokens
 from diffusion_lora.families.quiet import quiet
 from diffusion_lora.families.sharing import shared
+from diffusion_lora.families.tiling import tiled
 from diffusion_lora.families.wording import Frame, encode_frames
 from diffusion_lora.generate.company import Company
 from diffusion_lora.generate.infotext import below_home
 from diffusion_lora.generate.picture import Picture
 from diffusion_lora.generate.preview import Glimpse, Watch, clean_estimate
-from diffusion_lora.generate.request import LoraUse, Request
+from diffusion_lora.generate.request import SIZE_STEP_PX, LoraUse, Request
 from diffusion_lora.generate.rows import Moment, Rows
 from diffusion_lora.generate.samplers import Sampler, sampler_named
 from diffusion_lora.generate.shelf import Mix, Shelf
+from diffusion_lora.generate.start import Canvas, Hires, prepared
 
 Progress = Callable[[int, int], None]
 """Called with (model evaluations done, all of them) after each step of each batch."""
@@ -143,16 +146,20 @@ class Engine:
             width=request.width or model.size_px,
             height=request.height or model.size_px,
             loras=tuple(self._shelf.resolve(use) for use in request.loras),
+            start=request.start and request.start.resolved(),
             base=source,
             base_hash=model.weights_hash,
         )
 
     def _batches(self, jobs: Sequence[_Job], batch_size: int | None) -> Iterator[list[_Job]]:
-        alike: dict[tuple[int, int, int, str], list[_Job]] = {}
+        alike: dict[tuple[Any, ...], list[_Job]] = {}
         for job in jobs:
-            request = job.request
-            alike.setdefault((request.height, request.width, request.steps, request.sampler), []).append(job)
-        for (height, width, _, _), group in alike.items():
+            alike.setdefault(_kind(job.request), []).append(job)
+        for group in alike.values():
+            request = group[0].request
+            width, height = request.width, request.height
+            if request.hires:
+                width, height = request.hires.size(width, height, SIZE_STEP_PX)
             _, rows, columns = self.model.latent_shape(height, width)
             size = batch_size or max(1, _LATENTS_A_BATCH // (rows * columns))
             for start in range(0, len(group), size):
@@ -189,7 +196,11 @@ class Engine:
     @torch.inference_mode()
     def _draw_batch(self, batch: Sequence[_Job], counter: "_Counter", like: Company | None) -> list[Picture]:
         requests = [job.request for job in batch]
-        latents, company = self._denoise(batch, counter, like)
+        canvases = [
+            None if request.start is None else prepared(request.start, request.width, request.height)
+            for request in requests
+        ]
+        latents, company = self._denoise(batch, canvases, counter, like)
         broken = [request for request, row in zip(requests, latents, strict=True) if not torch.isfinite(row).all()]
         if broken:
             loras = ", ".join(f"{use.name} at {use.strength:g}" for use in broken[0].loras)
@@ -198,28 +209,73 @@ class Engine:
                 + (f"lower the strengths ({loras})" if loras else "draw in fp32 (--precision fp32)")
             )
         company = replace(company, adapters=tuple((below_home(path), sha) for path, sha in self._shelf.held))
-        images = list(self._images(latents, at_once=like.decoded if like else 0))
+        with tiled(self.model, on=requests[0].tiling):
+            decoded = list(self._images(latents, at_once=like.decoded if like else 0))
+        images = [
+            (canvas.finished(image) if canvas else image, count)
+            for (image, count), canvas in zip(decoded, canvases, strict=True)
+        ]
         news, self._told = tuple(self.model.notes[self._told :]), len(self.model.notes)
         notes = [self._shelf.notes(request) + self._cut_off(request) + news for request in requests]
         return [
-            Picture(image, request, row, told, replace(company, decoded=decoded))
-            for (image, decoded), request, row, told in zip(images, requests, latents.cpu(), notes, strict=True)
+            Picture(image, request, row, told, replace(company, decoded=count))
+            for (image, count), request, row, told in zip(images, requests, latents.cpu(), notes, strict=True)
         ]
 
     def _denoise(
-        self, batch: Sequence[_Job], counter: "_Counter", like: Company | None
+        self, batch: Sequence[_Job], canvases: Sequence[Canvas | None], counter: "_Counter", like: Company | None
     ) -> tuple[Tensor, Company]:
-        """Latents [B, C, h, w] in fp32 after all steps, and in what company they came about."""
+        """Latents [B, C, h, w] in fp32 after all passes, and in what company they came about."""
         requests = [job.request for job in batch]
+        first = requests[0]
+        steps = _Steps(first.steps, first.start.steps(first.steps) if first.start else first.steps)
+        with tiled(self.model, on=first.tiling):
+            init = None if first.start is None else self._latents_of([canvas.image for canvas in canvases if canvas])
+            masks = self._masks(canvases) if any(canvas and canvas.mask for canvas in canvases) else None
+            latents, company = self._pass(batch, requests, steps, counter, like, init=init, masks=masks)
+            if first.hires is not None:
+                size = first.hires.size(first.width, first.height, SIZE_STEP_PX)
+                larger = [replace(request, width=size[0], height=size[1]) for request in requests]
+                whole = first.hires.steps or first.steps
+                steps = _Steps(whole, first.hires.drawn_steps(first.steps), before=first.steps)
+                init = self._enlarged(latents, first.hires, size)
+                latents, company = self._pass(batch, larger, steps, counter, like, init=init)
+        return latents, company
+
+    def _pass(
+        self,
+        batch: Sequence[_Job],
+        requests: Sequence[Request],
+        steps: "_Steps",
+        counter: "_Counter",
+        like: Company | None,
+        *,
+        init: Tensor | None = None,
+        masks: Tensor | None = None,
+    ) -> tuple[Tensor, Company]:
+        """Latents after the last `steps.drawn` of `steps.all` steps, from noise or from noised `init` [B, C, h, w].
+
+        Where `masks` [B, 1, h, w] is 0 the result is `init`.
+        """
         model, first = self.model, requests[0]
         shape = model.latent_shape(first.height, first.width)
-        scheduler = _scheduler(sampler_named(first.sampler), model.scheduler_config, first.steps)
-        scheduler.set_timesteps(first.steps, device=model.device)
+        sampler = sampler_named(first.sampler)
+        scheduler = _scheduler(sampler, model.scheduler_config, steps.all)
+        scheduler.set_timesteps(steps.all, device=model.device)
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
         if hasattr(scheduler, "noise_sampler_seed"):  # it has noise of its own, a Brownian path for each seed
             scheduler.noise_sampler_seed = [request.seed for request in requests]
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-        latents = noise.to(model.device) * scheduler.init_noise_sigma
+        noise = torch.stack([
+            _noise(request, shape, generator) for request, generator in zip(requests, generators, strict=True)
+        ]).to(model.device)  # fmt: skip
+        skipped = (steps.all - steps.drawn) * (2 if sampler.counts == "two a step" else 1)
+        timesteps = scheduler.timesteps[skipped:]
+        if init is None:
+            latents = noise * scheduler.init_noise_sigma
+        else:
+            if skipped and hasattr(scheduler, "set_begin_index"):
+                scheduler.set_begin_index(skipped)
+            latents = scheduler.add_noise(init, noise, timesteps[:1].expand(len(init)))
         extra = {"generator": generators} if "generator" in signature(scheduler.step).parameters else {}
 
         scales = torch.tensor([request.guidance_scale for request in requests], device=model.device)[
@@ -227,13 +283,15 @@ class Engine:
         ]
         # Without guidance the negative prompt has no say: half the work.
         guided = bool((scales > 1).any())
-        rows = Rows(model, self._shelf, requests, first.steps, self._encode, guided=guided, like=like)
+        rows = Rows(
+            model, self._shelf, requests, steps.drawn, self._encode,
+            guided=guided, like=like, first_pass_steps=steps.before,
+        )  # fmt: skip
         pictures = torch.tensor(rows.pictures, device=model.device)
-        count = sampler_named(first.sampler)
         moment: Moment | None = None
         with shared(model, rows.sharing), ExitStack() as gates, self._computing():
-            for number, timestep in enumerate(scheduler.timesteps, start=1):
-                if (now := rows.at(count.step(number))) is not moment:
+            for number, timestep in enumerate(timesteps, start=1):
+                if (now := rows.at(min(sampler.step(number), steps.drawn))) is not moment:
                     moment = now
                     gates.close()
                     gates.enter_context(self._shelf.mixed(moment.mixes))
@@ -241,11 +299,42 @@ class Engine:
                 answers = predict(model, given, timestep, moment.conditioning).float()
                 predicted = rows.guided(answers, scales)
                 latents = scheduler.step(predicted, timestep, latents, return_dict=False, **extra)[0]
+                if masks is not None and init is not None:
+                    after = timesteps[number : number + 1]
+                    kept = scheduler.add_noise(init, noise, after.expand(len(init))) if len(after) else init
+                    latents = kept + masks * (latents - kept)
                 counter.step()
-                if counter.watch and number < len(scheduler.timesteps):
+                if counter.watch and number < len(timesteps):
                     estimate = clean_estimate(scheduler, given[rows.last], predicted, timestep)
                     counter.watch(self._glimpse(batch, estimate))
         return latents, rows.company
+
+    def _latents_of(self, images: Sequence[Image.Image]) -> Tensor:
+        """The mean latents of pictures of one size, in fp32."""
+        means = []
+        for image in images:
+            x_HWC = torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 127.5 - 1)
+            means.append(encode_image(self.model, x_HWC.permute(2, 0, 1)[None].to(self.model.device))[0])
+        return torch.cat(means)
+
+    def _masks(self, canvases: Sequence[Canvas | None]) -> Tensor:
+        """Of each picture how much of every latent is drawn, [B, 1, h, w]; 1 everywhere without a mask."""
+        rows = []
+        for canvas in canvases:
+            assert canvas is not None
+            image = canvas.mask or Image.new("L", canvas.image.size, 255)
+            mask = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)[None]
+            _, height, width = self.model.latent_shape(image.height, image.width)
+            rows.append(torch.nn.functional.adaptive_avg_pool2d(mask, (height, width)))
+        return torch.stack(rows).to(self.model.device)
+
+    def _enlarged(self, latents: Tensor, hires: Hires, size: tuple[int, int]) -> Tensor:
+        """What the second pass begins with."""
+        if hires.upscaler == "latent":
+            shape = self.model.latent_shape(size[1], size[0])[1:]
+            return torch.nn.functional.interpolate(latents, shape, mode="bilinear")
+        images = [image.resize(size, Image.Resampling.LANCZOS) for image, _ in self._images(latents)]
+        return self._latents_of(images)
 
     def _encode(self, wanted: Sequence[tuple[Frame, Mix, int]]) -> Conditioning:
         """Frames under their own mixes and clip skips, one row each."""
@@ -326,9 +415,39 @@ def _scheduler(sampler: Sampler, config: Mapping[str, Any], steps: int) -> Any:
     return kind.from_config(dict(config), **options)
 
 
+@dataclass(frozen=True)
+class _Steps:
+    """Of a pass: all the steps its schedule has, how many of them are drawn, and those of the pass before it."""
+
+    all: int
+    drawn: int
+    before: int | None = None
+
+
+def _kind(request: Request) -> tuple[Any, ...]:
+    """Equal for requests that one batch can draw."""
+    start = request.start.steps(request.steps) if request.start else None
+    return request.height, request.width, request.steps, request.sampler, start, request.hires, request.tiling
+
+
+def _noise(request: Request, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """The noise of a request's seed, turned towards that of its variation seed."""
+    noise = torch.randn(shape, generator=generator)
+    if request.variation_seed is None or not request.variation_strength:
+        return noise
+    other = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(request.variation_seed))
+    # Along the great circle, so that what is between two noises is noise: Shoemake 1985.
+    cosine = (noise * other).sum() / (noise.norm() * other.norm())
+    angle = torch.acos(cosine.clamp(-0.9995, 0.9995))
+    share = torch.tensor(request.variation_strength)
+    return (torch.sin((1 - share) * angle) * noise + torch.sin(share * angle) * other) / torch.sin(angle)
+
+
 def _evaluations(batch: Sequence[_Job]) -> int:
     request = batch[0].request
-    return sampler_named(request.sampler).evaluations(request.steps)
+    sampler = sampler_named(request.sampler)
+    count = sampler.evaluations(request.start.steps(request.steps) if request.start else request.steps)
+    return count + (sampler.evaluations(request.hires.drawn_steps(request.steps)) if request.hires else 0)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

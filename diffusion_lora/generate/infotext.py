@@ -23,12 +23,14 @@ from diffusion_lora.generate.company import Company
 from diffusion_lora.generate.region import Region
 from diffusion_lora.generate.request import LoraUse, Request, with_options, written_options
 from diffusion_lora.generate.samplers import sampler_named, sampler_of_a1111
+from diffusion_lora.generate.start import Hires, Start
 from diffusion_lora.prompt.tags import AdapterTag, take_tags
 
 TEXT_CHUNK, JSON_CHUNK = "parameters", "diffusion_lora"
 _FORMAT = 2
 # What a request of version 0.1 did not have: left out where it says nothing, so that those versions read it.
-_NEWER = {"regions": (), "combine": "sum", "prompt_syntax": "weighted", "clip_skip": 1}
+_NEWER = {"regions": (), "combine": "sum", "prompt_syntax": "weighted", "clip_skip": 1, "start": None, "hires": None,
+          "variation_seed": None, "variation_strength": 0.0, "tiling": False}  # fmt: skip
 _NEWER_OF_LORA = {"blocks": (), "steps": "", "region": "", "negative": None}
 _SIGNS = re.compile(r"[][(){}|:<>\\]|\b(AND|BREAK)\b|__")
 _LONGEST_SURE_PROMPT = 70  # no prompt of so many characters was ever cut off
@@ -55,6 +57,10 @@ def write_infotext(request: Request) -> str:
         "CFG scale": None if request.guidance_scale is None else _plain(request.guidance_scale),
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}" if request.width and request.height else None,
+        "Variation seed": request.variation_seed if request.variation_strength else None,
+        "Variation seed strength": _plain(request.variation_strength) if request.variation_strength else None,
+        **_told_passes(request),
+        "Tiling": True if request.tiling else None,
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
         "Model hash": request.base_hash[:10] or None,
         "Model": _last_part(request.base) or None,
@@ -117,6 +123,10 @@ def request_from_infotext(text: str) -> Request:
             sampler=sampler_of_a1111(parameters["Sampler"], parameters["Schedule type"]).name,
             loras=loras,
             clip_skip=int(parameters["Clip skip"]),
+            hires=_hires(parameters),
+            variation_seed=int(parameters["Variation seed"]) if "Variation seed" in parameters else None,
+            variation_strength=float(parameters.get("Variation seed strength", 0)),
+            tiling=parameters.get("Tiling") == "True",
         )
     except ValueError as error:
         raise PromptError(f"the generation parameters hold a value that is no number ({error})") from error
@@ -130,10 +140,10 @@ def png_chunks(request: Request, company: Company | None = None) -> PngInfo:
     return info
 
 
-def to_json(request: Request, company: Company | None = None) -> str:
+def to_json(request: Request, company: Company | None = None, *, ascii_only: bool = False) -> str:
     """The request as JSON; `from_json` gives back an equal one. `company` is the batch it was drawn in."""
     document = {"format": _FORMAT, "version": __version__, "request": request_fields(request)}
-    return json.dumps(document | ({"batch": company.fields()} if company else {}), ensure_ascii=False)
+    return json.dumps(document | ({"batch": company.fields()} if company else {}), ensure_ascii=ascii_only)
 
 
 def from_json(text: str) -> Request:
@@ -160,6 +170,9 @@ def request_fields(request: Request) -> dict[str, Any]:
     fields["loras"] = [_without(use, _NEWER_OF_LORA) for use in fields["loras"]]
     for use in fields["loras"]:
         use["path"] = below_home(Path(use["path"]))
+    if start := fields.get("start"):
+        for name in ("image", "mask"):
+            start[name] = start[name] and below_home(Path(start[name]))
     if fields["base"] and Path(fields["base"]).is_absolute():
         fields["base"] = below_home(Path(fields["base"]))
     return fields
@@ -171,7 +184,14 @@ def request_from_fields(fields: Mapping[str, Any]) -> Request:
         values = dict(fields)
         loras = tuple(LoraUse(**use) for use in values.pop("loras", ()))
         regions = tuple(Region(**region) for region in values.pop("regions", ()))
-        return Request(**values, loras=loras, regions=regions)
+        start, hires = values.pop("start", None), values.pop("hires", None)
+        return Request(
+            **values,
+            loras=loras,
+            regions=regions,
+            start=Start(**start) if start else None,
+            hires=Hires(**hires) if hires else None,
+        )
     except (ValueError, TypeError) as error:
         raise PromptError(f"the request is damaged, or of a newer version ({error})") from error
 
@@ -181,6 +201,24 @@ def _tag(use: LoraUse) -> str:
     numbers = [use.strength] if use.text_strength is None else [use.text_strength, use.strength]
     options = [f"{key}={value.replace(':', '=')}" for key, value in written_options(use).items()]
     return f"<lora:{':'.join([_tag_name(use), *map(_plain, numbers), *options])}>"
+
+
+def _told_passes(request: Request) -> dict[str, object]:
+    """What the web UI writes of a start and of a second pass."""
+    if request.start is not None:
+        told: dict[str, object] = {"Denoising strength": _plain(request.start.strength)}
+        if request.start.mask is not None:
+            told["Mask blur"] = request.start.blur_px
+            told["Inpaint area"] = "Only masked" if request.start.only_masked else None
+        return told
+    if request.hires is not None:
+        return {
+            "Denoising strength": _plain(request.hires.strength),
+            "Hires upscale": _plain(request.hires.scale),
+            "Hires steps": request.hires.steps or None,
+            "Hires upscaler": {"latent": "Latent", "lanczos": "Lanczos"}[request.hires.upscaler],
+        }
+    return {}
 
 
 def _told_region(region: Region) -> str:
@@ -200,6 +238,15 @@ def _use(tag: AdapterTag, hashes: Mapping[str, str]) -> LoraUse:
     text = None if tag.text == tag.unet else tag.text
     use = LoraUse(tag.name, Path(f"{tag.name}.safetensors"), tag.unet, text, hashes.get(tag.name))
     return with_options(use, {key: value for key, value in tag.options if key != "region"})
+
+
+def _hires(parameters: Mapping[str, str]) -> Hires | None:
+    """The second pass; with an upscaler of another program it is drawn with ours of the same kind."""
+    if "Hires upscale" not in parameters:
+        return None
+    upscaler = "latent" if parameters.get("Hires upscaler", "Latent").startswith("Latent") else "lanczos"
+    strength = float(parameters.get("Denoising strength", 0.7))
+    return Hires(float(parameters["Hires upscale"]), strength, int(parameters.get("Hires steps", 0)), upscaler)
 
 
 def _plain(value: float) -> str:

@@ -14,6 +14,7 @@ from diffusion_lora.errors import PromptError
 from diffusion_lora.generate.region import Region
 from diffusion_lora.generate.samplers import sampler_named
 from diffusion_lora.generate.schedules import parse_schedule
+from diffusion_lora.generate.start import Hires, Start
 from diffusion_lora.prompt.grammar import parse
 
 SIZE_STEP_PX = 8
@@ -86,6 +87,9 @@ class Request:
     with their guidance averaged (LoRA Composite, Zhong et al. 2024, https://arxiv.org/abs/2402.16843, eq. 2).
     `prompt_syntax` "plain" takes prompts as they stand, cut off where the text encoder ends, as early versions did.
     `clip_skip` counts the text encoder's layers from the end, as the web UI does.
+
+    `start` is a picture to begin with, `hires` a second pass at a larger size. The noise of `variation_seed` is mixed
+    in by `variation_strength` (0 to 1), on the sphere. With `tiling` the picture's edges meet.
     """
 
     prompt: str = ""
@@ -103,6 +107,11 @@ class Request:
     combine: Combine = "sum"
     prompt_syntax: PromptSyntax = "weighted"
     clip_skip: int = 1
+    start: Start | None = None
+    hires: Hires | None = None
+    variation_seed: int | None = None
+    variation_strength: float = 0.0
+    tiling: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loras", tuple(self.loras))
@@ -111,6 +120,12 @@ class Request:
         _check_words("prompt_syntax", self.prompt_syntax, get_args(PromptSyntax))
         if not isinstance(self.clip_skip, int) or not 1 <= self.clip_skip <= MAX_CLIP_SKIP:
             raise PromptError(f"the clip skip is {self.clip_skip}; give 1 (the last layer) to {MAX_CLIP_SKIP}")
+        if not 0 <= self.variation_strength <= 1:
+            raise PromptError(f"the variation strength is {self.variation_strength}; give 0 to 1")
+        if self.variation_seed is not None and not 0 <= self.variation_seed <= MAX_SEED:
+            raise PromptError(f"the variation seed is {self.variation_seed}; give 0 to {MAX_SEED}")
+        if self.start is not None and self.hires is not None:
+            raise PromptError("a start and a second pass do not go together; give a larger size instead")
         names = [region.name for region in self.regions]
         if len(names) > MAX_REGIONS or len(set(names)) < len(names):
             raise PromptError(f"the regions are {', '.join(names)}; give up to {MAX_REGIONS}, each a name of its own")

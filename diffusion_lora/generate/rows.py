@@ -26,6 +26,9 @@ from diffusion_lora.lora.area import Area
 from diffusion_lora.prompt.grammar import parse
 from diffusion_lora.prompt.schedule import PLAIN, Stage, Wording, plain_wording, wordings
 
+_Timing = tuple[int, int | None]
+"""Steps of this pass, and of the one before it, if there was one."""
+
 Encode = Callable[[Sequence[tuple[Frame, Mix, int]]], Conditioning]
 """Frames, each under its own text encoder mix and clip skip, to their states, one row each."""
 
@@ -72,12 +75,14 @@ class Rows:
         *,
         guided: bool,
         like: Company | None = None,
+        first_pass_steps: int | None = None,
     ) -> None:
         self._model, self._shelf, self._steps = model, shelf, steps
+        timing = steps, first_pass_steps
         guided = guided or (like is not None and like.guided)
         halves = (True, False) if guided else (False,)
         self.rows = [
-            Row(place, is_negative, request, uses, _parts(shelf, request, uses, steps, is_negative=is_negative))
+            Row(place, is_negative, request, uses, _parts(shelf, request, uses, timing, is_negative=is_negative))
             for is_negative in halves
             for place, request in enumerate(requests)
             for uses in _passes(request)
@@ -206,7 +211,7 @@ def _passes(request: Request) -> list[tuple[LoraUse, ...]]:
 
 
 def _parts(
-    shelf: Shelf, request: Request, uses: tuple[LoraUse, ...], steps: int, *, is_negative: bool
+    shelf: Shelf, request: Request, uses: tuple[LoraUse, ...], timing: _Timing, *, is_negative: bool
 ) -> tuple[_Part, ...]:
     """The request's own prompt, and that of every region under the adapters that act there."""
     own = request.negative_prompt if is_negative else request.prompt
@@ -214,14 +219,14 @@ def _parts(
     for region in (None, *request.regions):
         text = own if is_negative or region is None or not region.prompt else region.prompt
         here = [use for use in uses if use.region in ("", region.name if region else "")]
-        parts.append(_Part(_stages(request, text, steps), shelf.text_mix(here, negative=is_negative)))
+        parts.append(_Part(_stages(request, text, *timing), shelf.text_mix(here, negative=is_negative)))
     return tuple(parts)
 
 
-def _stages(request: Request, text: str, steps: int) -> tuple[Stage, ...]:
+def _stages(request: Request, text: str, steps: int, first_pass_steps: int | None) -> tuple[Stage, ...]:
     if request.prompt_syntax == "plain":
         return (Stage(steps, plain_wording(text)),)
-    return wordings(parse(text), steps)
+    return wordings(parse(text), steps, first_pass_steps=first_pass_steps)
 
 
 def _key(part: _Part, wording: Wording, row: Row) -> tuple[object, ...]:

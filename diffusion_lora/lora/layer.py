@@ -280,4 +280,4 @@ def lora_reference(
 
 def _convolve(base: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     assert isinstance(base, nn.Conv2d)
-    return F.conv2d(x, weight, None, base.stride, base.padding, base.dilation)
+    return base._conv_forward(x, weight, None)  # which pads as the base does: zeros, or the picture's other side

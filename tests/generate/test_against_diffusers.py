@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from diffusion_lora.families.family import Model
+from diffusion_lora.families.family import Model, encode_image
 from diffusion_lora.generate.engine import Engine
 from diffusion_lora.generate.request import LoraUse, Request
 from diffusion_lora.generate.samplers import SAMPLERS, sampler_named
+from diffusion_lora.generate.start import Start
 
 PROMPT, NEGATIVE = "a red cat on a sky background", "a blue car"
 STEPS, SEED, GUIDANCE = 4, 7, 5.0
@@ -64,6 +66,30 @@ def test_the_base_alone_draws_the_same_picture(pipe: Any, model: Model, engine: 
     assert ours.shape == theirs.shape == (64, 64, 3)
     assert np.abs(ours - theirs).mean() < 0.01
     assert np.abs(ours - theirs).max() <= 2
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "euler_a", "dpm++_2m", "dpm++_2m_sde", "heun", "unipc"])
+def test_a_picture_to_start_from_gives_what_their_pipeline_gives(
+    pipe: Any, model: Model, engine: Engine, sampler: str, tmp_path: Path
+) -> None:
+    """Their pipeline draws its latents from the encoder's distribution; given the mean, as ours has it, they agree."""
+    import diffusers
+
+    path = tmp_path / "start.png"
+    (drawn,) = engine.draw([Request("a yellow star", seed=5, steps=4, width=64, height=64)])
+    drawn.image.save(path)
+    x_HWC = torch.from_numpy(np.asarray(drawn.image, np.float32) / 127.5 - 1)
+    mean, _ = encode_image(model, x_HWC.permute(2, 0, 1)[None])
+    row = sampler_named(sampler)
+    theirs = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    theirs.set_progress_bar_config(disable=True)
+    theirs.scheduler = getattr(diffusers, row.scheduler_class).from_config(own_config(model), **row.options)
+    out = theirs(
+        PROMPT, image=mean, strength=0.5, negative_prompt=NEGATIVE, num_inference_steps=6, guidance_scale=GUIDANCE,
+        generator=torch.Generator("cpu").manual_seed(SEED),
+    )  # fmt: skip
+    ours = engine.draw([replace(request(sampler), steps=6, width=64, height=64, start=Start(path, 0.5))])[0].image
+    assert np.abs(np.asarray(ours).astype(int) - np.asarray(out.images[0]).astype(int)).mean() < 0.05
 
 
 def test_diffusers_own_size_is_ours(pipe: Any, model: Model, engine: Engine) -> None:

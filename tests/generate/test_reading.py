@@ -8,17 +8,21 @@ import struct
 import tracemalloc
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from diffusion_lora.errors import PromptError
+from diffusion_lora.errors import OutputError, PromptError
+from diffusion_lora.generate.company import Company
 from diffusion_lora.generate.embedded import exif_of, texts_in
 from diffusion_lora.generate.infotext import parse_infotext, to_json, write_infotext
+from diffusion_lora.generate.picture import Picture, save_pictures
 from diffusion_lora.generate.reading import read_picture, read_request
 from diffusion_lora.generate.request import LoraUse, Request
 from tests.generate.test_infotext import DATA
@@ -67,6 +71,19 @@ def test_jpeg_and_webp_carry_both_texts(tmp_path: Path, suffix: str) -> None:
     Image.new("RGB", (16, 16)).save(path, exif=exif_of(INFOTEXT, ""))
     reading = read_picture(path)
     assert (reading.request, reading.program) == (REQUEST, "AUTOMATIC1111")
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+def test_what_we_save_reads_back_whole(tmp_path: Path, kind: str) -> None:
+    request = replace(REQUEST, prompt="a réd cat, 猫", steps=30)
+    company = Company(4, True, 0, 0, 2, (("~/x.safetensors", "ab"),))
+    picture = Picture(Image.new("RGB", (16, 16)), request, torch.zeros(1), company=company)
+    (path,) = save_pictures(tmp_path, [picture], kind)
+    assert path.name == f"00001-7.{kind}"
+    reading = read_picture(path)
+    assert (reading.request, reading.company, reading.program) == (request, company, "diffusion-lora")
+    with pytest.raises(OutputError, match="gif"):
+        save_pictures(tmp_path, [picture], "gif")
 
 
 @pytest.mark.parametrize("mode", ["alpha", "alpha packed", "rgb", "rgb packed"])
