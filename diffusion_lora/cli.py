@@ -189,7 +189,7 @@ def generate(
     steps: _Steps = 20,
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures; picture i has seed + i.")] = 1,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")] = Path("pictures"),
-    kind: Annotated[str, typer.Option("--format", metavar="NAME", help="png, jpg or webp; all carry settings.")] = "png",
+    kind: Annotated[str, typer.Option("--format", metavar="NAME", help="png, jpg or webp.")] = "png",
     base: _Base = "pocket",
     revision: _Revision = None,
     vae: _Vae = None,

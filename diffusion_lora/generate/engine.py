@@ -12,32 +12,30 @@ Somebody may watch: `watch` gets glimpses between steps (`preview`), and what a 
 Not here: files of pictures (`picture`), their text (`infotext`), sheets (`grid`), and how a base is loaded.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_lora.diffusion.schedule import NoiseSchedule
 from diffusion_lora.errors import AdapterFileError, DeviceError, PromptError
-from diffusion_lora.families.family import Conditioning, Model, decode, encode_image, predict, tokens
-from diffusion_lora.families.quiet import quiet
+from diffusion_lora.families.family import Conditioning, Model, decode, predict, tokens
 from diffusion_lora.families.sharing import shared
 from diffusion_lora.families.tiling import tiled
 from diffusion_lora.families.wording import Frame, encode_frames
 from diffusion_lora.generate.company import Company
 from diffusion_lora.generate.infotext import below_home
+from diffusion_lora.generate.passes import Steps, drawn_shares, latents_of, noise_of, scheduler_of
 from diffusion_lora.generate.picture import Picture
 from diffusion_lora.generate.preview import Glimpse, Watch, clean_estimate
 from diffusion_lora.generate.request import SIZE_STEP_PX, LoraUse, Request
 from diffusion_lora.generate.rows import Moment, Rows
-from diffusion_lora.generate.samplers import Sampler, sampler_named
+from diffusion_lora.generate.samplers import sampler_named
 from diffusion_lora.generate.shelf import Mix, Shelf
 from diffusion_lora.generate.start import Canvas, Hires, prepared
 
@@ -228,16 +226,17 @@ class Engine:
         """Latents [B, C, h, w] in fp32 after all passes, and in what company they came about."""
         requests = [job.request for job in batch]
         first = requests[0]
-        steps = _Steps(first.steps, first.start.steps(first.steps) if first.start else first.steps)
+        steps = Steps(first.steps, first.start.steps(first.steps) if first.start else first.steps)
         with tiled(self.model, on=first.tiling):
-            init = None if first.start is None else self._latents_of([canvas.image for canvas in canvases if canvas])
-            masks = self._masks(canvases) if any(canvas and canvas.mask for canvas in canvases) else None
+            given = [canvas.image for canvas in canvases if canvas]
+            init = latents_of(self.model, given) if given else None
+            masks = drawn_shares(self.model, canvases) if any(canvas and canvas.mask for canvas in canvases) else None
             latents, company = self._pass(batch, requests, steps, counter, like, init=init, masks=masks)
             if first.hires is not None:
                 size = first.hires.size(first.width, first.height, SIZE_STEP_PX)
                 larger = [replace(request, width=size[0], height=size[1]) for request in requests]
                 whole = first.hires.steps or first.steps
-                steps = _Steps(whole, first.hires.drawn_steps(first.steps), before=first.steps)
+                steps = Steps(whole, first.hires.drawn_steps(first.steps), before=first.steps)
                 init = self._enlarged(latents, first.hires, size)
                 latents, company = self._pass(batch, larger, steps, counter, like, init=init)
         return latents, company
@@ -246,7 +245,7 @@ class Engine:
         self,
         batch: Sequence[_Job],
         requests: Sequence[Request],
-        steps: "_Steps",
+        steps: Steps,
         counter: "_Counter",
         like: Company | None,
         *,
@@ -260,13 +259,13 @@ class Engine:
         model, first = self.model, requests[0]
         shape = model.latent_shape(first.height, first.width)
         sampler = sampler_named(first.sampler)
-        scheduler = _scheduler(sampler, model.scheduler_config, steps.all)
+        scheduler = scheduler_of(sampler, model.scheduler_config, steps.all)
         scheduler.set_timesteps(steps.all, device=model.device)
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
         if hasattr(scheduler, "noise_sampler_seed"):  # it has noise of its own, a Brownian path for each seed
             scheduler.noise_sampler_seed = [request.seed for request in requests]
         noise = torch.stack([
-            _noise(request, shape, generator) for request, generator in zip(requests, generators, strict=True)
+            noise_of(request, shape, generator) for request, generator in zip(requests, generators, strict=True)
         ]).to(model.device)  # fmt: skip
         skipped = (steps.all - steps.drawn) * (2 if sampler.counts == "two a step" else 1)
         timesteps = scheduler.timesteps[skipped:]
@@ -309,32 +308,13 @@ class Engine:
                     counter.watch(self._glimpse(batch, estimate))
         return latents, rows.company
 
-    def _latents_of(self, images: Sequence[Image.Image]) -> Tensor:
-        """The mean latents of pictures of one size, in fp32."""
-        means = []
-        for image in images:
-            x_HWC = torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 127.5 - 1)
-            means.append(encode_image(self.model, x_HWC.permute(2, 0, 1)[None].to(self.model.device))[0])
-        return torch.cat(means)
-
-    def _masks(self, canvases: Sequence[Canvas | None]) -> Tensor:
-        """Of each picture how much of every latent is drawn, [B, 1, h, w]; 1 everywhere without a mask."""
-        rows = []
-        for canvas in canvases:
-            assert canvas is not None
-            image = canvas.mask or Image.new("L", canvas.image.size, 255)
-            mask = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)[None]
-            _, height, width = self.model.latent_shape(image.height, image.width)
-            rows.append(torch.nn.functional.adaptive_avg_pool2d(mask, (height, width)))
-        return torch.stack(rows).to(self.model.device)
-
     def _enlarged(self, latents: Tensor, hires: Hires, size: tuple[int, int]) -> Tensor:
         """What the second pass begins with."""
         if hires.upscaler == "latent":
             shape = self.model.latent_shape(size[1], size[0])[1:]
             return torch.nn.functional.interpolate(latents, shape, mode="bilinear")
         images = [image.resize(size, Image.Resampling.LANCZOS) for image, _ in self._images(latents)]
-        return self._latents_of(images)
+        return latents_of(self.model, images)
 
     def _encode(self, wanted: Sequence[tuple[Frame, Mix, int]]) -> Conditioning:
         """Frames under their own mixes and clip skips, one row each."""
@@ -399,48 +379,10 @@ class _Counter:
             self._progress(self.done, self.total)
 
 
-def _scheduler(sampler: Sampler, config: Mapping[str, Any], steps: int) -> Any:
-    """A fresh diffusers scheduler for a base with this config."""
-    quiet()
-    import diffusers  # after quiet(), or it chatters
-
-    options = dict(sampler.options)
-    if steps >= config.get("num_train_timesteps", 1000):
-        options["steps_offset"] = 0  # every timestep is taken: an offset would lead beyond the last
-    if sampler.scheduler_class == "LCMScheduler":  # its steps are chosen among those it was distilled for, 50 as a rule
-        options["original_inference_steps"] = max(50, steps)
-    kind = getattr(diffusers, sampler.scheduler_class)
-    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in signature(kind).parameters:
-        options["trained_betas"] = NoiseSchedule.from_config(config).betas.tolist()  # it would not end in noise
-    return kind.from_config(dict(config), **options)
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """Of a pass: all the steps its schedule has, how many of them are drawn, and those of the pass before it."""
-
-    all: int
-    drawn: int
-    before: int | None = None
-
-
 def _kind(request: Request) -> tuple[Any, ...]:
     """Equal for requests that one batch can draw."""
     start = request.start.steps(request.steps) if request.start else None
     return request.height, request.width, request.steps, request.sampler, start, request.hires, request.tiling
-
-
-def _noise(request: Request, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """The noise of a request's seed, turned towards that of its variation seed."""
-    noise = torch.randn(shape, generator=generator)
-    if request.variation_seed is None or not request.variation_strength:
-        return noise
-    other = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(request.variation_seed))
-    # Along the great circle, so that what is between two noises is noise: Shoemake 1985.
-    cosine = (noise * other).sum() / (noise.norm() * other.norm())
-    angle = torch.acos(cosine.clamp(-0.9995, 0.9995))
-    share = torch.tensor(request.variation_strength)
-    return (torch.sin((1 - share) * angle) * noise + torch.sin(share * angle) * other) / torch.sin(angle)
 
 
 def _evaluations(batch: Sequence[_Job]) -> int:
