@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from diffusion_lora.config import TrainConfig
     from diffusion_lora.generate.engine import Engine
-    from diffusion_lora.generate.grid import Axis
+    from diffusion_lora.generate.grid import Axis, Sheet
     from diffusion_lora.generate.request import LoraUse
     from diffusion_lora.generate.tags import Find
     from diffusion_lora.jobs.store import Queue
@@ -295,8 +295,18 @@ def redraw(
 def grid(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="One prompt or several: the rows.")],
     lora: Annotated[
-        list[str], typer.Option(metavar="FILE:S,S,...", help="Strengths: the columns; a second list: the rows.")
-    ],
+        list[str] | None, typer.Option(metavar="FILE:S,S,...", help="Strengths: the columns; a second list: the rows.")
+    ] = None,
+    rows_of: Annotated[
+        str | None, typer.Option("--rows", metavar="KEY=V,V", help="What the rows vary, as in sampler=ddim,euler.")
+    ] = None,
+    columns_of: Annotated[
+        str | None, typer.Option("--columns", metavar="KEY=V,V", help="As in strength:NAME=0,1 or seed=1,2.")
+    ] = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="A first column without any LoRA.")] = False,
+    folder: Annotated[
+        Path | None, typer.Option("--cells", metavar="DIR", help="Keep each picture and a page there.")
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="FILE.png", help="A new file for the sheet.")] = Path("sheet.png"),
     seed: _Seed = None,
     steps: _Steps = 20,
@@ -313,11 +323,13 @@ def grid(
     """Draw one sheet: prompts x strengths of a LoRA, or the strengths of one against another."""
     from diffusion_lora.faces.page import save_page
     from diffusion_lora.faces.progress import watch_drawing
+    from diffusion_lora.generate.axes import with_baseline
     from diffusion_lora.generate.grid import grid as draw_grid
     from diffusion_lora.generate.request import Request
 
-    uses = [_lora_strengths(text) for text in lora]
-    rows, columns = _axes(prompts, [use for use in uses if len(use[1]) > 1])
+    uses = [_lora_strengths(text) for text in lora or ()]
+    rows, columns = _grid_axes(prompts, [use for use in uses if len(use[1]) > 1], rows_of, columns_of)
+    columns = with_baseline(columns) if baseline else columns
     first = _any_seed() if seed is None else seed
     width, height = _size_px(size)
     request = Request(
@@ -340,11 +352,14 @@ def grid(
     title = prompts[0] if len(prompts) == 1 else ""
     with watch_drawing(console, "drawing") as progress:
         sheet = draw_grid(
-            engine, request, rows=rows, columns=columns, title=title, subtitle=f"seed {first}", progress=progress
-        )
+            engine, request, rows=rows, columns=columns, title=title, subtitle=f"seed {first}", progress=progress,
+            cells=folder,
+        )  # fmt: skip
     for note in dict.fromkeys(note for row in sheet.pictures for picture in row for note in picture.notes):
         _say(console, note)
     save_page(sheet.image, out)
+    if folder is not None:
+        _say(console, str(_save_sheet_page(folder, sheet, rows, columns, title, f"seed {first}")))
     _say(console, str(out))
 
 
@@ -658,6 +673,43 @@ def _lora_finder(folders: list[Path] | None) -> "Find":
     from diffusion_lora.workspace import Workspace
 
     return in_folders(folders) if folders else lambda name: find_model(Workspace.at(), "loras", name).path
+
+
+def _grid_axes(
+    prompts: list[str],
+    swept: "list[tuple[LoraUse, tuple[float, ...]]]",
+    rows: str | None,
+    columns: str | None,
+) -> "tuple[Axis, Axis]":
+    """The axes asked for by name; else those that prompts and lists of strengths mean."""
+    from diffusion_lora.generate.axes import parse_axis
+    from diffusion_lora.generate.grid import prompt_axis, strength_axis
+
+    if rows is None and columns is None:
+        return _axes(prompts, swept)
+    if len(swept) > 1 or (swept and rows and columns) or (rows and len(prompts) > 1):
+        raise PromptError("a sheet has two axes, and more were asked for: give one value to all but two")
+    along = None if columns is None else parse_axis(columns, _found)
+    down = parse_axis(rows, _found) if rows else prompt_axis(prompts) if along is None or not swept else None
+    return down or strength_axis(*swept[0]), along or (strength_axis(*swept[0]) if swept else prompt_axis(prompts))
+
+
+def _save_sheet_page(folder: Path, sheet: "Sheet", rows: "Axis", columns: "Axis", title: str, subtitle: str) -> Path:
+    from diffusion_lora.faces.sheet_page import sheet_page
+    from diffusion_lora.generate.grid import cell_name
+    from diffusion_lora.generate.infotext import write_infotext
+    from diffusion_lora.run import write_atomically
+
+    cells = [
+        [(cell_name(row, column), write_infotext(picture.request)) for column, picture in enumerate(pictures)]
+        for row, pictures in enumerate(sheet.pictures)
+    ]
+    page = sheet_page(
+        cells, row_labels=rows.labels, column_labels=columns.labels, corner=f"{rows.title} \\ {columns.title}",
+        title=title, subtitle=subtitle,
+    )  # fmt: skip
+    write_atomically(folder / "index.html", page.encode())
+    return folder / "index.html"
 
 
 def _size_px(text: str | None) -> tuple[int, int]:

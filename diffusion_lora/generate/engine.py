@@ -102,7 +102,7 @@ class Engine:
         """
         if batch_size is not None and batch_size < 1:
             raise PromptError(f"the batch size is {batch_size}; give 1 or more")
-        jobs = [_Job(index, self._resolved(request)) for index, request in enumerate(requests)]
+        jobs = [_Job(index, self.resolved(request)) for index, request in enumerate(requests)]
         self._shelf.hold(job.request for job in jobs)
         batches = list(self._batches(jobs, batch_size))
         counter = _Counter(progress, watch, sum(_evaluations(batch) for batch in batches))
@@ -112,7 +112,7 @@ class Engine:
     def redraw(self, request: Request, company: Company, *, progress: Progress | None = None) -> Picture:
         """The picture of a request read back from a file, in the company it was drawn in: the same bytes, if machine,
         device and libraries are the same. Errors as in `stream`."""
-        job = _Job(0, self._resolved(request))
+        job = _Job(0, self.resolved(request))
         neighbours = []
         for path, sha in company.adapters:
             with suppress(AdapterFileError):  # gone, or another by now: then the last bits may differ, nothing else
@@ -126,8 +126,8 @@ class Engine:
         """Take all adapters out of the model, so that another engine or a training can have it."""
         self._shelf.hold(())
 
-    def _resolved(self, request: Request) -> Request:
-        """The request with all that the model decides filled in."""
+    def resolved(self, request: Request) -> Request:
+        """The request with all that the model decides filled in. Errors as in `stream`."""
         model = self.model
         source = Request(base=model.source).base
         if request.base not in ("", source):

@@ -8,14 +8,17 @@ Every cell is a request of its own; those that can share a batch do, each row of
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from diffusion_lora.errors import PromptError
-from diffusion_lora.generate.picture import Picture
+from diffusion_lora.errors import PromptError, UserError
+from diffusion_lora.generate.picture import Picture, replace_png
+from diffusion_lora.generate.reading import read_picture
 from diffusion_lora.generate.request import LoraUse, Request
 from diffusion_lora.generate.sheet import THEMES, draw_sheet
+from diffusion_lora.images import open_image
 
 if TYPE_CHECKING:
     from diffusion_lora.generate.engine import Engine
@@ -80,16 +83,32 @@ def grid(
     theme: str = "light",
     progress: Callable[[int, int], None] | None = None,
     batch_size: int | None = None,
+    cells: Path | None = None,
 ) -> Sheet:
     """Draw `request` changed by every pair of a row and a column (the row's change first).
 
-    `title` and `subtitle` stand above; `theme` is light or dark. Errors as in `Engine.stream`.
+    `title` and `subtitle` stand above; `theme` is light or dark. In the folder `cells` every picture is kept as it is
+    drawn, and what lies there from an earlier call of the same grid is not drawn again. Errors as in `Engine.stream`.
     """
     if theme not in THEMES:
         raise PromptError(f"the theme {theme!r} is unknown; say {' or '.join(THEMES)}")
-    requests = [column(row(request)) for row in rows.changes for column in columns.changes]
-    drawn = engine.draw(requests, progress=progress, batch_size=batch_size)
     width = len(columns.changes)
+    requests = [column(row(request)) for row in rows.changes for column in columns.changes]
+    paths = [None if cells is None else cells / cell_name(*divmod(place, width)) for place in range(len(requests))]
+    kept = {
+        place: picture
+        for place, (path, wanted) in enumerate(zip(paths, requests, strict=True))
+        if path is not None and (picture := _kept(path, engine.resolved(wanted)))
+    }
+    missing = [place for place in range(len(requests)) if place not in kept]
+    for index, picture in engine.stream(
+        [requests[place] for place in missing], progress=progress, batch_size=batch_size
+    ):
+        place = missing[index]
+        kept[place] = picture
+        if (path := paths[place]) is not None:
+            replace_png(path, picture)
+    drawn = [kept[place] for place in range(len(requests))]
     pictures = tuple(tuple(drawn[start : start + width]) for start in range(0, len(drawn), width))
     image = draw_sheet(
         [[picture.image for picture in row] for row in pictures],
@@ -102,6 +121,27 @@ def grid(
         theme=THEMES[theme],
     )
     return Sheet(image, pictures)
+
+
+def cell_name(row: int, column: int) -> str:
+    """The file of a cell in the folder of a grid."""
+    return f"{row + 1:02d}-{column + 1:02d}.png"
+
+
+def _kept(path: Path, request: Request) -> Picture | None:
+    """The picture of an earlier call, if it is the one that this request draws."""
+    if not path.is_file():
+        return None
+    try:
+        reading = read_picture(path)
+        image = open_image(path)
+    except UserError:
+        return None  # half a file, or somebody else's: it is drawn anew
+    if reading.request != request:
+        return None
+    import torch
+
+    return Picture(image, request, torch.empty(0), company=reading.company)
 
 
 def _with_lora(use: LoraUse) -> Change:

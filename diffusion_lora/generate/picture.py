@@ -28,8 +28,9 @@ _NUMBERED = re.compile(r"(\d+)\D.*\.(png|jpg|webp)", re.IGNORECASE)
 class Picture:
     """An image and its request, in which everything the model decided (size, guidance, base, hashes) is filled in.
 
-    `latents` [C, h, w] are those the image was decoded from, in fp32 on the CPU. `notes` are sentences for the user:
-    what was cut off a prompt, an adapter made on another checkpoint. `company` is the batch it was drawn in.
+    `latents` [C, h, w] are those the image was decoded from, in fp32 on the CPU, empty where it comes from a file.
+    `notes` are sentences for the user: what was cut off a prompt, an adapter made on another checkpoint. `company` is
+    the batch it was drawn in.
     """
 
     image: Image.Image
@@ -54,6 +55,20 @@ def save_pictures(folder: Path, pictures: Sequence[Picture], kind: str = "png") 
 def save_png(folder: Path, image: Image.Image, label: str, chunks: PngInfo | None = None) -> Path:
     """Save one image as `NUMBER-LABEL.png` under the next free number of the folder. Raises OutputError."""
     return _save(folder, image, label, "png", {"pnginfo": chunks})
+
+
+def replace_png(path: Path, picture: Picture) -> None:
+    """Save under this very name, in place of what lies there. Raises OutputError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{os.getpid()}-{path.name}.tmp")
+        try:
+            picture.image.save(temporary, format="PNG", pnginfo=png_chunks(picture.request, picture.company))
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror or error})") from error
 
 
 def check_kind(kind: str) -> None:

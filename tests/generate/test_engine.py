@@ -49,7 +49,9 @@ def test_zero_beside_strong_rows_in_one_batch_is_the_base(engine: Engine, style:
     assert latent_difference(mixed[1], base) > 1e-2
 
 
-@pytest.mark.parametrize("sampler", PLAIN_SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler", ["ddim", "euler_a", "heun", "dpm++_2m", "dpm++_2m_sde", "dpm++_sde", "dpm2_a", "unipc", "lcm"]
+)
 def test_every_row_of_a_mixed_batch_is_the_single_picture(
     engine: Engine, style: LoraUse, hero: LoraUse, sampler: str
 ) -> None:

@@ -1,12 +1,16 @@
 """A grid's cells are the pictures their requests give alone, and its sheet is laid out evenly."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffusion_lora.errors import PromptError
+from diffusion_lora.faces.sheet_page import sheet_page
+from diffusion_lora.generate.axes import parse_axis, with_baseline
 from diffusion_lora.generate.engine import Engine
-from diffusion_lora.generate.grid import Axis, grid, lora_axis, prompt_axis, seed_axis, strength_axis
+from diffusion_lora.generate.grid import Axis, Sheet, grid, lora_axis, prompt_axis, seed_axis, strength_axis
 from diffusion_lora.generate.request import LoraUse, Request
 from diffusion_lora.generate.sheet import THEMES, draw_sheet
 
@@ -73,3 +77,57 @@ def test_a_sheet_has_even_margins_and_all_cells(theme: object, title: str) -> No
 def test_large_pictures_are_shown_smaller() -> None:
     sheet = draw_sheet([[Image.new("RGB", (1024, 512), "red")]], row_labels=[""], column_labels=[""])
     assert sheet.size == (512 + 2 * (48 + 32), 256 + 2 * (48 + 32) + 12)
+
+
+def labels(axis: Axis) -> tuple[str, ...]:
+    return axis.labels
+
+
+def test_axes_are_what_is_written(style: LoraUse) -> None:
+    request = Request("a cat, a dog", loras=(style,))
+    assert [c(request).steps for c in parse_axis("steps=10, 20").changes] == [10, 20]
+    assert [c(request).sampler for c in parse_axis("sampler=euler,lcm").changes] == ["euler", "lcm"]
+    assert [c(request).loras[0].strength for c in parse_axis("strength:style=0,-0.5").changes] == [0.0, -0.5]
+    assert [c(request).prompt for c in parse_axis(r"replace=a cat\, a,one,the").changes] == [
+        "a cat, a dog", "one dog", "the dog",
+    ]  # fmt: skip
+    (block,) = parse_axis("block:style=MID").changes
+    assert dict(block(request).loras[0].blocks) == {"down": 0.0, "mid": 0.0, "up": 0.0, "BASE": 0.0, "MID": 1.0}
+    based = with_baseline(parse_axis("strength:style=0.5,1"))
+    assert labels(based) == ("no LoRA", "0.5", "1")
+    assert based.changes[0](request).loras == ()
+    for wrong in ("steps", "steps=", "steps=many", "colour=red", "strength=1", "size=64"):
+        with pytest.raises(PromptError):
+            parse_axis(wrong)
+    for wrong in ("strength:hero=1", "replace=house,cat"):
+        with pytest.raises(PromptError):
+            parse_axis(wrong).changes[0](request)
+
+
+def test_a_grid_that_was_stopped_goes_on(engine: Engine, style: LoraUse, tmp_path: Path) -> None:
+    """Pictures that are there and are the same request's are taken; a changed or damaged one is drawn anew."""
+    request = Request("a cat", seed=4, steps=2, width=64, height=64, loras=(style,))
+    axes = {"rows": seed_axis((1, 2)), "columns": parse_axis("strength:style=0,1")}
+    drawn: list[int] = []
+
+    def draw() -> Sheet:
+        drawn.clear()
+        return grid(engine, request, **axes, progress=lambda _, total: drawn.append(total), cells=tmp_path)
+
+    first = draw()
+    assert drawn == [2, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["01-01.png", "01-02.png", "02-01.png", "02-02.png"]
+    again = draw()
+    assert drawn == []
+    assert again.image.tobytes() == first.image.tobytes()
+    (tmp_path / "01-02.png").write_bytes(b"half")
+    (tmp_path / "02-01.png").unlink()
+    assert draw().image.tobytes() == first.image.tobytes()
+    assert drawn == [2, 2], "two of the four, in one batch"
+
+
+def test_the_page_of_a_sheet_escapes_what_people_wrote() -> None:
+    page = sheet_page([[("01-01.png", 'a "cat" <b>')]], row_labels=["<script>"], column_labels=["&"], title="<x>")
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert 'title="a &quot;cat&quot; &lt;b&gt;"' in page
