@@ -17,7 +17,8 @@ from typing import Any
 
 from diffusion_lora.adopted import model_named
 from diffusion_lora.errors import AdapterFileError, PromptError
-from diffusion_lora.generate.request import LoraUse, Request
+from diffusion_lora.generate.request import LoraUse, Request, settings_beyond
+from diffusion_lora.generate.tags import read_typed_prompt
 from diffusion_lora.lora.card import Card
 from diffusion_lora.lora.header import tensor_hash
 from diffusion_lora.workspace import Workspace
@@ -213,6 +214,11 @@ def restore(request: Request, cards: Sequence[Card], *, base: str = "") -> Resto
         channels.append(Channel(card.name, use.strength, use.text_strength))
     if request.base and base and request.base != base:
         told.append(f"This picture was drawn by {request.base}, and {base} is loaded: it will look different.")
+    if beyond := settings_beyond(request):
+        told.append(
+            f"This picture also had {', '.join(beyond)}, which the desk does not hold: `diffusion-lora redraw` draws "
+            "it as it was."
+        )
     form = Form(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
@@ -248,10 +254,12 @@ def facts(card: Card | None, thumb: str | None = None) -> dict[str, Any]:
 
 
 def _request(form: Form, channels: Iterable[Channel], workspace: Workspace) -> Request:
+    seed = _seed(form.seed)
+    words, tagged = read_typed_prompt(form.prompt.strip(), seed, find=lambda name: lora_file(name, workspace))
     return Request(
-        prompt=form.prompt.strip(),
+        prompt=words,
         negative_prompt=form.negative_prompt.strip(),
-        seed=_seed(form.seed),
+        seed=seed,
         steps=_whole(form.steps, "steps", 20),
         guidance_scale=float(form.guidance) if form.guidance else None,
         width=_whole(form.width, "the width", 0),
@@ -260,7 +268,8 @@ def _request(form: Form, channels: Iterable[Channel], workspace: Workspace) -> R
         loras=tuple(
             LoraUse(channel.name, lora_file(channel.name, workspace), channel.strength, channel.text_strength)
             for channel in channels
-        ),
+        )
+        + tagged,
     )
 
 

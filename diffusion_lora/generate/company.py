@@ -17,8 +17,8 @@ MAX_ROWS, MAX_ADAPTERS = 4096, 64
 @dataclass(frozen=True)
 class Company:
     """`rows` of the UNet's batch, whether it was `guided` (negative halves were there), the `words` and `parts` of the
-    longest row where words were shared out (0 where not), how many pictures were `decoded` at once, and the `adapters`
-    of the whole batch, (path, SHA-256)."""
+    longest row where words were shared out (0 where not), how many pictures were `decoded` at once, the `adapters` of
+    the whole batch, (path, SHA-256), and whether the mix was `folded` into the weights."""
 
     rows: int
     guided: bool
@@ -26,6 +26,7 @@ class Company:
     parts: int
     decoded: int
     adapters: tuple[tuple[str, str], ...] = ()
+    folded: bool = False
 
     def fields(self) -> dict[str, Any]:
         """For JSON."""
@@ -46,4 +47,5 @@ def company_from_fields(fields: object) -> Company | None:
         for one in (listed[:MAX_ADAPTERS] if isinstance(listed, Sequence) else ())
         if isinstance(one, list | tuple) and len(one) == 2
     )
-    return Company(rows, bool(fields.get("guided")), words, parts, decoded, adapters)  # type: ignore[arg-type]
+    guided, folded = bool(fields.get("guided")), bool(fields.get("folded"))
+    return Company(rows, guided, words, parts, decoded, adapters, folded)  # type: ignore[arg-type]

@@ -47,6 +47,8 @@ _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LATENTS_A_BATCH = 4 * 64 * 64
 _LATENTS_A_DECODE = 64 * 64
 _PROMPTS_A_BATCH = 64
+FOLD_FROM = 400
+"""Passes of one mix through the UNet from which folding it in is worth its own time; see DECISIONS.md."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,18 @@ class Engine:
 
     `precision` is what the model computes in: fp32, bf16 or fp16 (by autocast), or auto: that of the model's weights.
     In fp32 a row of a batch equals the single picture to rounding; half precision is faster where the hardware has it.
+
+    Mixes act through gates. Where one mix holds for a whole batch of at least `fold_from` passes through the UNet (rows
+    times steps), it is put into the weights instead, and taken out again bit for bit.
     """
 
-    def __init__(self, model: Model, *, precision: str = "auto") -> None:
+    def __init__(self, model: Model, *, precision: str = "auto", fold_from: int = FOLD_FROM) -> None:
         if precision not in (*_AUTOCAST, "auto"):
             raise DeviceError(f"the precision {precision!r} is unknown; say auto, {', '.join(_AUTOCAST)}")
         self.model = model
         weights = None if model.dtype == torch.float32 else model.dtype
         self._autocast = weights if precision == "auto" else _AUTOCAST[precision] or weights
+        self._fold_from = fold_from
         self._shelf = Shelf(model)
         self._told = len(model.notes)  # of the base's notes; more may come while it draws
 
@@ -288,12 +294,16 @@ class Engine:
         )  # fmt: skip
         pictures = torch.tensor(rows.pictures, device=model.device)
         moment: Moment | None = None
-        with shared(model, rows.sharing), ExitStack() as gates, self._computing():
+        mix = rows.only_mix() if model.dtype.is_floating_point else None
+        fold = mix is not None and (like.folded if like else len(rows.pictures) * steps.drawn >= self._fold_from)
+        folding = self._shelf.folded(mix) if fold and mix else nullcontext()
+        with folding, shared(model, rows.sharing), ExitStack() as gates, self._computing():
             for number, timestep in enumerate(timesteps, start=1):
                 if (now := rows.at(min(sampler.step(number), steps.drawn))) is not moment:
                     moment = now
                     gates.close()
-                    gates.enter_context(self._shelf.mixed(moment.mixes))
+                    if not fold:
+                        gates.enter_context(self._shelf.mixed(moment.mixes))
                 given = scheduler.scale_model_input(latents[pictures], timestep)
                 answers = predict(model, given, timestep, moment.conditioning).float()
                 predicted = rows.guided(answers, scales)
@@ -306,7 +316,7 @@ class Engine:
                 if counter.watch and number < len(timesteps):
                     estimate = clean_estimate(scheduler, given[rows.last], predicted, timestep)
                     counter.watch(self._glimpse(batch, estimate))
-        return latents, rows.company
+        return latents, replace(rows.company, folded=fold)
 
     def _enlarged(self, latents: Tensor, hires: Hires, size: tuple[int, int]) -> Tensor:
         """What the second pass begins with."""

@@ -160,6 +160,24 @@ class Request:
                 raise PromptError(f"{tag[0]} in a prompt is not read; give the LoRA by itself: --lora FILE:STRENGTH")
 
 
+def settings_beyond(request: Request) -> tuple[str, ...]:
+    """What a request says beyond prompts, numbers and plain strengths, in words: for faces that hold no more."""
+    said = {
+        "regions": request.regions,
+        "a composite of its LoRAs": request.combine != "sum",
+        "plain prompts": request.prompt_syntax != "weighted",
+        "a clip skip": request.clip_skip > 1,
+        "a picture to start from": request.start,
+        "a second pass": request.hires,
+        "a variation seed": request.variation_strength,
+        "tiling": request.tiling,
+        "LoRAs by block, step or half": any(
+            use.blocks or use.steps or use.negative is not None for use in request.loras
+        ),
+    }
+    return tuple(name for name, there in said.items() if there)
+
+
 def parse_lora_argument(text: str) -> LoraUse:
     r"""FILE, FILE:STRENGTH or FILE:STRENGTH:TEXT_STRENGTH; a drive letter belongs to FILE (`C:\x.safetensors:0.8`).
 

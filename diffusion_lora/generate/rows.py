@@ -114,6 +114,15 @@ class Rows:
         words, parts = (0, 0) if sharing is None else (sharing.parts.shape[1], sharing.shares.shape[1])
         return Company(len(self.rows) + self._fillers, self._guided, words, parts, 0)
 
+    def only_mix(self) -> dict[str, float] | None:
+        """The one mix of plain strengths that every row has at every step; None where they differ, or nothing acts."""
+        first = self.at(1).mixes[0]
+        plain = {name: strength for name, strength in first.items() if isinstance(strength, int | float)}
+        if not plain or len(plain) < len(first):
+            return None
+        alike = all(mix == first for step in range(1, self._steps + 1) for mix in self.at(step).mixes)
+        return plain if alike else None
+
     @property
     def last(self) -> list[int]:
         """Of every picture one row of its positive half."""

@@ -4,8 +4,8 @@ An adapter that no request at hand names is taken out of the model again, so tha
 memory, so that it comes back at once. A file that changes on disk is read anew.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -108,6 +108,15 @@ class Shelf:
     def mixed(self, rows: Sequence[Mix]) -> AbstractContextManager[None]:
         """Inside, batch row b has the mix rows[b]."""
         return self._bank.mix(rows[0] if all(row == rows[0] for row in rows) else rows)
+
+    @contextmanager
+    def folded(self, mix: Mapping[str, float]) -> Iterator[None]:
+        """Inside, this mix is in the UNet's weights; behind it they are bit for bit what they were."""
+        self._bank.fold(mix, {part: {} for part in self._bank.components if part != "unet"})
+        try:
+            yield
+        finally:
+            self._bank.restore()
 
     def notes(self, request: Request) -> tuple[str, ...]:
         """What the bank said about the request's adapters when it took them, and what they do to each other."""

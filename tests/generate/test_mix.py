@@ -170,3 +170,24 @@ def test_masks_share_the_picture() -> None:
         assert found.min() >= 0
     halves = shares([LEFT, replace(RIGHT, soft=LEFT.soft)], 8, 8)
     assert torch.equal(halves[1, 0], torch.tensor([1.0] * 4 + [0.0] * 4)), "an edge softer than a place is hard"
+
+
+def test_a_long_run_of_one_mix_is_folded_and_leaves_no_trace(model: Model, style: LoraUse, hero: LoraUse) -> None:
+    """Wrong if folding drew another picture, if a batch of several mixes were folded, or if the base kept anything."""
+    gated, folding = Engine(model, fold_from=10**9), Engine(model, fold_from=1)
+    request = Request("a cat", "a dog", seed=2, steps=STEPS, width=64, height=64)
+    same = [replace(request, seed=seed, loras=(style.at(0.8), hero.at(-0.5, 1.0))) for seed in (1, 2)]
+    (base,) = gated.draw([request])
+    through_gates = gated.draw(same)
+    gated.close()
+    folded = folding.draw(same)
+    mixed = folding.draw([same[0], replace(same[1], loras=(style.at(0.1),))])
+    (after,) = folding.draw([request])
+    folding.close()
+    for ours, theirs in zip(folded, through_gates, strict=True):
+        assert ours.company is not None
+        assert ours.company.folded
+        assert difference(ours, theirs) < 1e-4
+        assert np.abs(np.asarray(ours.image).astype(int) - np.asarray(theirs.image)).max() <= 1
+    assert not any(picture.company.folded for picture in mixed if picture.company)
+    assert torch.equal(after.latents, base.latents)
