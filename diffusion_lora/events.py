@@ -18,6 +18,8 @@ Every event has `time` (Unix seconds) and `kind`; a process that runs in front o
                 adapter is kept as best.safetensors), pictures (, adapters {name: loss})
     pictures    step, scores (of all: log of the loss with the caption over that without, at fixed noise), names,
                 first [{picture, score, z}]: those that fight the rest most, by the looks so far
+    parity      step, path, difference, agrees (, adapter): the file, read again, against the adapter in training: the
+                largest difference of latents drawn with each, as a share of their range (null: it cannot be read)
     preview     step, paths (relative to the folder)
     checkpoint  step, path
     stop        step, reason: the run ended early; what there is of the adapter is written

@@ -32,6 +32,7 @@ from diffusion_lora.train.interrupt import StopRequest, interrupted
 from diffusion_lora.train.learner import Learner
 from diffusion_lora.train.material import Place
 from diffusion_lora.train.outcome import Pace, judge, start_facts, step_facts, step_values
+from diffusion_lora.train.parity import tell_parity
 from diffusion_lora.train.passes import draw_passes, forward_backward
 from diffusion_lora.train.prepare import prepare
 from diffusion_lora.train.preview import draw_previews, previews_of
@@ -137,7 +138,8 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
             )
             measured = validation.due(step)
             ending = "stop" if asked_to_stop else "pause" if asked_to_pause else None
-            preview = sample or config.preview.due(step)
+            # The last ones are drawn with the adapter's file, once it is there.
+            preview = sample or (config.preview.due(step) and step < steps)
             save = config.checkpoint.due(step) or step == steps or ending
             looked = fighting.due(step)
             if preview or save or measured or looked:
@@ -176,6 +178,10 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
 
     if team.leads:
         write_adapters(run, ready, learners, step)
+        well = [learner for learner in learners if learner.diverged_at is None]
+        if paths := [path for learner in well for path in tell_parity(run, ready, learner, step, tell)]:
+            tell("preview", step=step, paths=paths)
+            watch.previews(step, paths)
         validation.conclude(step)
         tell_comparison(run, learners, tell)
     path = next(run.adapter_file(learner.name) for learner in learners if learner.diverged_at is None)

@@ -50,9 +50,9 @@ class Watch:
 
     def previews(self, step: int, names: Sequence[str]) -> None:
         """Look at the previews just drawn, named relative to the folder, those of all adapters in order."""
-        each = len(names) // len(self._learners)
         for index, health in self._well():
-            own = names[index * each : (index + 1) * each]
+            name = self._learners[index].name
+            own = [one for one in names if f"-{name}-" in one] if name else names
             self._say(step, index, health.of_previews(step, [self._run.folder / name for name in own]))
 
     def _well(self) -> list[tuple[int, Health]]:

@@ -69,7 +69,7 @@ def test_a_broken_run_is_told_and_the_next_one_has_its_turn(
     assert job(queue, broken).state == "failed"
     assert "/nowhere/at-all" in job(queue, broken).text
     assert job(queue, good).state == "done"
-    assert kinds(good) == ["start", "checkpoint", "end", "note", "published"]
+    assert kinds(good) == ["start", "checkpoint", "parity", "end", "note", "published"]
     assert (workspace.loras / "good.safetensors").read_bytes() == b"somebody else's"
     assert (workspace.loras / "good-2.safetensors").read_bytes() == good.adapter_path.read_bytes()
 

@@ -46,7 +46,7 @@ def losses(run: Run) -> list[tuple[int, float]]:
 def test_a_run_outside_a_workspace_is_published_nowhere(config: TrainConfig, tmp_path: Path) -> None:
     run = Run.create(tmp_path / "runs" / "a", config)
     assert carry_out(run, resume=False) == run.adapter_path
-    assert kinds(run) == ["start", "checkpoint", "end"]
+    assert kinds(run) == ["start", "checkpoint", "parity", "end"]
     assert run_owner(run.folder) is None
 
 
@@ -125,7 +125,7 @@ def test_one_process_a_folder(config: TrainConfig, tmp_path: Path) -> None:
 
     carry_out(run, resume=False, progress=at_step(1, second))
     assert len(refused) == 3
-    assert kinds(run) == ["start", "checkpoint", "end"]
+    assert kinds(run) == ["start", "checkpoint", "parity", "end"]
     assert Run.open(run.folder).config == config
 
 

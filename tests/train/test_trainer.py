@@ -39,9 +39,9 @@ def test_a_run_leaves_an_adapter_that_moved_in_both_components_and_tells_its_sto
     assert adapter.rank == 4
     assert adapter.metadata["ss_steps"] == "3"
     assert adapter.metadata["ss_num_train_images"] == "6"
-    assert told == ["start", "step", "step", "step", "checkpoint", "end"]
+    assert told == ["start", "step", "step", "step", "checkpoint", "parity", "end"]
     assert [event["kind"] for event in read_events(run.folder)] == told
-    assert (run.folder / "log.txt").read_text(encoding="utf-8").count("\n") == 3
+    assert (run.folder / "log.txt").read_text(encoding="utf-8").count("\n") == 4
     start = read_events(run.folder)[0]
     assert start["optimizer"] == "AdamW8bit"
     assert start["parameters"] == adapter.parameters
