@@ -134,6 +134,27 @@ def train(
 
 
 @app.command()
+def preflight(
+    config: _TrainConfig,
+    settings: _Settings = None,
+    steps: _TrainSteps = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the run would lie.")] = None,
+    device: _Device = None,
+) -> None:
+    """Take a few real steps and tell how long the run will take, and whether it fits; nothing is left behind."""
+    from diffusion_lora.errors import DeviceError
+    from diffusion_lora.train.preflight import preflight as measure
+
+    settled = _settled(config, settings, steps, device)
+    console, folder = _console(), out or Path("runs", settled.output.name)
+    report = measure(settled, folder=folder, progress=lambda text: _say(console, text))
+    for line in report.lines():
+        _say(console, line)
+    if report.problems:
+        raise DeviceError(report.problems[0])
+
+
+@app.command()
 def run(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")],
     from_step: _FromStep = None,
