@@ -1,0 +1,283 @@
+"""Training at SD 1.5's size beside the two trainers that people use: steps a second and peak memory, on this CPU.
+
+Random weights in fp32 files, 256 px, batch 1, rank 16, bf16, AdamW; a pair is one run of theirs and one of ours, right
+after each other, on the same layers. The time of a step is the median distance between two optimizer steps, told by a
+hook in each process; memory is the most that the process ever had (VmHWM).
+
+    python bench/peers.py make  DIR --diffusers REPO --kohya REPO      # once: venvs, sources, base, pictures
+    python bench/peers.py run   DIR [--peer diffusers|kohya] [--pairs 5] [--steps 12] [--uncached] [--write]
+
+REPO are git clones: huggingface/diffusers for `examples/text_to_image/train_text_to_image_lora.py`, whose commit is to
+fit the installed diffusers, and kohya-ss/sd-scripts for commit 48d368f. Each peer has a venv that sees this one's torch
+and has its own libraries before it. torchvision has no build for CPUs with this torch: a stand-in with the few
+transforms that the scripts use is put into their venvs. kohya runs with --cache_latents --network_train_unet_only;
+diffusers encodes every picture and caption anew, which is all it can: `--uncached` runs ours like that, beside it.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from random_bases import base
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+KOHYA_COMMIT = "48d368f"
+DIFFUSERS_SCRIPT = "examples/text_to_image/train_text_to_image_lora.py"
+PACKAGES = {
+    "diffusers": ["datasets"],
+    "kohya": [
+        "transformers==4.54.1", "diffusers==0.32.1", "accelerate==1.6.0", "huggingface-hub==0.34.3", "einops==0.7.0",
+        "toml==0.10.2", "voluptuous==0.15.2", "imagesize==1.4.1", "opencv-python-headless", "ftfy==6.3.1",
+    ],
+}  # fmt: skip
+# At least so much of its steps/s, at most so much of its memory.
+GOALS = {"diffusers": (1.5, 0.5), "kohya": (1.05, 0.4)}
+TARGETS = {"diffusers": '"attention"', "kohya": r'["\\.attentions\\."]'}  # kohya adapts all of the transformer blocks
+SIZE_PX, PICTURES, RANK = 256, 8, 16
+
+# Runs a script or module as it is, and writes down when an optimizer stepped and the most memory the process had.
+WATCH = '''
+import atexit, json, runpy, sys, time
+from pathlib import Path
+from torch.optim.optimizer import register_optimizer_step_post_hook
+out, what, sys.argv = sys.argv[1], sys.argv[2], sys.argv[2:]
+stamps = []
+register_optimizer_step_post_hook(lambda *a: stamps.append(time.perf_counter()))
+def write():
+    status = Path("/proc/self/status").read_text()
+    peak = int(next(l for l in status.splitlines() if l.startswith("VmHWM")).split()[1])
+    Path(out).write_text(json.dumps({"stamps": stamps, "peak_kib": peak}))
+atexit.register(write)
+if what.endswith(".py"):
+    sys.path.insert(0, str(Path(what).parent))
+    runpy.run_path(what, run_name="__main__")
+else:
+    runpy.run_module(what, run_name="__main__", alter_sys=True)
+'''
+
+TRANSFORMS = '''
+"""The few transforms that the peers' scripts use, by Pillow and numpy."""
+import enum, random
+import numpy as np, torch
+from PIL import Image
+class InterpolationMode(enum.Enum):
+    NEAREST = 0; LANCZOS = 1; BILINEAR = 2; BICUBIC = 3; BOX = 4; HAMMING = 5
+class Compose:
+    def __init__(self, transforms): self.transforms = transforms
+    def __call__(self, x):
+        for transform in self.transforms: x = transform(x)
+        return x
+class Lambda:
+    def __init__(self, f): self.f = f
+    def __call__(self, x): return self.f(x)
+class Resize:
+    def __init__(self, size, interpolation=InterpolationMode.BILINEAR): self.size, self.how = size, interpolation
+    def __call__(self, x):
+        scale = self.size / min(x.size)
+        return x.resize((round(x.width * scale), round(x.height * scale)), Image.Resampling(self.how.value))
+class _Crop:
+    def __init__(self, size): self.size = size
+    def __call__(self, x):
+        left, top = self.place(x.width - self.size), self.place(x.height - self.size)
+        return x.crop((left, top, left + self.size, top + self.size))
+class CenterCrop(_Crop):
+    def place(self, rest): return rest // 2
+class RandomCrop(_Crop):
+    def place(self, rest): return random.randint(0, max(0, rest))
+class RandomHorizontalFlip:
+    def __call__(self, x): return x.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else x
+class ToTensor:
+    def __call__(self, x):
+        pixels = np.array(x)
+        return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+class Normalize:
+    def __init__(self, mean, std): self.mean, self.std = mean, std
+    def __call__(self, x): return (x - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+class functional:
+    InterpolationMode = InterpolationMode
+'''
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("make")
+    make.add_argument("folder", type=Path)
+    make.add_argument("--diffusers", required=True, help="a clone of huggingface/diffusers")
+    make.add_argument("--kohya", required=True, help="a clone of kohya-ss/sd-scripts")
+    run = commands.add_parser("run")
+    run.add_argument("folder", type=Path)
+    run.add_argument("--peer", choices=sorted(GOALS), action="append")
+    run.add_argument("--pairs", type=int, default=5)
+    run.add_argument("--steps", type=int, default=12, help="the first two do not count")
+    run.add_argument("--uncached", action="store_true", help="ours with dataset.cache = off")
+    run.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    if args.command == "make":
+        make_peers(args.folder.resolve(), args.diffusers, args.kohya)
+        return
+    found = {
+        peer: measured(args.folder.resolve(), peer, args.pairs, args.steps, args.uncached)
+        for peer in args.peer or sorted(GOALS)
+    }
+    facts = {
+        "date": date.today().isoformat(),
+        "hardware": f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores",
+        "versions": {name: version(name) for name in ("torch", "diffusers", "peft")},
+        "ours_cached": not args.uncached,
+        "peers": found,
+    }
+    print(json.dumps(facts, indent=1))
+    if args.write:
+        name = f"peers-{facts['date']}{'-uncached' if args.uncached else ''}.json"
+        path = CHECKOUT / "bench" / "results" / name
+        path.write_text(json.dumps(facts, indent=1) + "\n")
+        print(path)
+
+
+def make_peers(folder: Path, diffusers: str, kohya: str) -> None:
+    """Everything that `run` needs, under `folder`; what is there already stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    base("sd15", folder)
+    _pictures(folder)
+    (folder / "watch.py").write_text(WATCH)
+    script = subprocess.run(
+        ["git", "-C", diffusers, "show", f"HEAD:{DIFFUSERS_SCRIPT}"], check=True, capture_output=True
+    ).stdout
+    (folder / "train_text_to_image_lora.py").write_bytes(script)
+    sources = folder / "sd-scripts"
+    if not sources.exists():
+        sources.mkdir()
+        command = ["git", "-C", kohya, "archive", KOHYA_COMMIT, "train_network.py", "library", "networks"]
+        archive = subprocess.run(command, check=True, capture_output=True).stdout
+        subprocess.run(["tar", "-x", "-C", str(sources)], input=archive, check=True)
+    # kohya looks for OpenAI's tokenizer under this name.
+    shutil.copytree(
+        folder / "sd15-random" / "tokenizer",
+        folder / "tokenizers" / "openai_clip-vit-large-patch14",
+        dirs_exist_ok=True,
+    )
+    ours = next(path for path in sys.path if path.endswith("site-packages"))
+    for peer, packages in PACKAGES.items():
+        venv = folder / f"venv-{peer}"
+        if not venv.exists():
+            subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+        site = next((venv / "lib").glob("python*/site-packages"))
+        (site / "shared.pth").write_text(ours + "\n")
+        subprocess.run([str(venv / "bin" / "python"), "-m", "pip", "install", "-q", *packages], check=True)
+        (site / "torchvision").mkdir(exist_ok=True)
+        (site / "torchvision" / "__init__.py").write_text('__version__ = "0.0"\nfrom torchvision import transforms\n')
+        (site / "torchvision" / "transforms.py").write_text(TRANSFORMS)
+
+
+def measured(folder: Path, peer: str, pairs: int, steps: int, uncached: bool) -> dict[str, Any]:
+    """The figures of a peer and of ours, and their ratios, over interleaved pairs."""
+    theirs, ours = [], []
+    for pair in range(pairs):
+        theirs.append(_figures(folder, *command_of(folder, peer, steps)))
+        ours.append(_figures(folder, *our_command(folder, peer, steps, uncached)))
+        print(f"{peer}, pair {pair + 1}: theirs {theirs[-1]}, ours {ours[-1]}", file=sys.stderr, flush=True)
+    speed = statistics.median(a["s_per_step"] / b["s_per_step"] for a, b in zip(theirs, ours, strict=True))
+    memory = statistics.median(b["peak_gib"] / a["peak_gib"] for a, b in zip(theirs, ours, strict=True))
+    least, most = GOALS[peer]
+    return {
+        "theirs": theirs,
+        "ours": ours,
+        "times_their_speed": round(speed, 3),
+        "goal_speed": least,
+        "share_of_their_memory": round(memory, 3),
+        "goal_memory": most,
+        "reached": speed >= least and memory <= most,
+    }
+
+
+def command_of(folder: Path, peer: str, steps: int) -> tuple[Path, list[str]]:
+    """(python, arguments) of a peer's training."""
+    python, out = folder / f"venv-{peer}" / "bin" / "python", folder / "out" / peer
+    shutil.rmtree(out, ignore_errors=True)
+    model = str(folder / "sd15-random")
+    if peer == "diffusers":
+        return python, [
+            str(folder / "train_text_to_image_lora.py"), f"--pretrained_model_name_or_path={model}",
+            f"--train_data_dir={folder / 'pictures-diffusers'}", f"--resolution={SIZE_PX}", "--train_batch_size=1",
+            f"--rank={RANK}", "--mixed_precision=bf16", f"--max_train_steps={steps}", "--learning_rate=1e-4",
+            "--checkpointing_steps=100000", "--seed=0", f"--output_dir={out}", "--caption_column=text",
+        ]  # fmt: skip
+    return python, [
+        str(folder / "sd-scripts" / "train_network.py"), f"--pretrained_model_name_or_path={model}",
+        f"--tokenizer_cache_dir={folder / 'tokenizers'}", f"--train_data_dir={folder / 'pictures-kohya'}",
+        f"--resolution={SIZE_PX},{SIZE_PX}", "--train_batch_size=1", "--network_module=networks.lora",
+        f"--network_dim={RANK}", f"--network_alpha={RANK}", "--network_train_unet_only", "--cache_latents",
+        "--mixed_precision=bf16", f"--max_train_steps={steps}", "--learning_rate=1e-4", "--optimizer_type=AdamW",
+        "--sdpa", "--seed=0", f"--output_dir={out}", "--caption_extension=.txt", "--max_data_loader_n_workers=0",
+    ]  # fmt: skip
+
+
+def our_command(folder: Path, peer: str, steps: int, uncached: bool) -> tuple[Path, list[str]]:
+    """(python, arguments) of our training on the layers that the peer trains."""
+    out = folder / "out" / "ours"
+    shutil.rmtree(out, ignore_errors=True)
+    config = folder / "ours.toml"
+    config.write_text("")
+    settings = [
+        f'model.base="{folder / "sd15-random"}"', "model.dtype=bf16", f'dataset.path="{folder / "pictures"}"',
+        f"dataset.size_px={SIZE_PX}", f'dataset.cache="{"off" if uncached else "ram"}"', "dataset.buckets=false",
+        f"lora.rank={RANK}", f"lora.alpha={RANK}", f"lora.targets={TARGETS[peer]}", "lora.text_targets=none",
+        "optimizer.name=adamw", "optimizer.lr=1e-4", "optimizer.schedule=constant", "loss.min_snr_gamma=0",
+        "train.batch_size=1", "train.precision=bf16", "train.device=cpu",
+    ]  # fmt: skip
+    sets = [part for setting in settings for part in ("--set", setting)]
+    return Path(sys.executable), [
+        "diffusion_lora", "train", str(config), *sets, "--steps", str(steps), "--out", str(out),
+    ]  # fmt: skip
+
+
+def _figures(folder: Path, python: Path, arguments: Sequence[str]) -> dict[str, float]:
+    told = folder / "figures.json"
+    told.unlink(missing_ok=True)
+    environment = {
+        **os.environ, "PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true",
+        "TOKENIZERS_PARALLELISM": "false", "DIFFUSION_LORA_CACHE": str(folder / "cache"),
+    }  # fmt: skip
+    command = [str(python), str(folder / "watch.py"), str(told), *arguments]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode or not told.exists():
+        sys.exit(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    figures = json.loads(told.read_text())
+    stamps = figures["stamps"]
+    between = [after - before for before, after in pairwise(stamps[1:])]
+    return {"s_per_step": round(statistics.median(between), 3), "peak_gib": round(figures["peak_kib"] / 2**20, 3)}
+
+
+def _pictures(folder: Path) -> None:
+    """The same pictures of noise as each of the three programs wants them."""
+    places = [folder / "pictures", folder / "pictures-diffusers", folder / "pictures-kohya" / "1_thing"]
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(PICTURES):
+        pixels = np.random.default_rng(number).integers(0, 255, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+        for place in places:
+            Image.fromarray(pixels).save(place / f"{number}.png")
+            if place.name != "pictures-diffusers":
+                (place / f"{number}.txt").write_text("a red thing")
+        rows.append(json.dumps({"file_name": f"{number}.png", "text": "a red thing"}))
+    (places[1] / "metadata.jsonl").write_text("\n".join(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()
