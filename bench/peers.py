@@ -10,7 +10,7 @@ hook in each process; memory is the most that the process ever had (VmHWM).
 REPO are git clones: huggingface/diffusers for `examples/text_to_image/train_text_to_image_lora.py`, whose commit is to
 fit the installed diffusers, and kohya-ss/sd-scripts for commit 48d368f. Each peer has a venv that sees this one's torch
 and has its own libraries before it. torchvision has no build for CPUs with this torch: a stand-in with the few
-transforms that the scripts use is put into their venvs. kohya runs with --cache_latents --network_train_unet_only;
+transforms that their scripts use takes its place. kohya runs with --cache_latents --network_train_unet_only;
 diffusers encodes every picture and caption anew, which is all it can: `--uncached` runs ours like that, beside it.
 """
 
@@ -62,6 +62,10 @@ def write():
     peak = int(next(l for l in status.splitlines() if l.startswith("VmHWM")).split()[1])
     Path(out).write_text(json.dumps({"stamps": stamps, "peak_kib": peak}))
 atexit.register(write)
+# The libraries look for torchvision at import and want all of it: they come before its stand-in.
+import diffusers, transformers.utils
+transformers.utils.is_torchvision_available()
+sys.path.insert(0, str(Path(__file__).parent / "stand-in"))
 if what.endswith(".py"):
     sys.path.insert(0, str(Path(what).parent))
     runpy.run_path(what, run_name="__main__")
@@ -75,7 +79,7 @@ import enum, random
 import numpy as np, torch
 from PIL import Image
 class InterpolationMode(enum.Enum):
-    NEAREST = 0; LANCZOS = 1; BILINEAR = 2; BICUBIC = 3; BOX = 4; HAMMING = 5
+    NEAREST = 0; LANCZOS = 1; BILINEAR = 2; BICUBIC = 3; BOX = 4; HAMMING = 5; NEAREST_EXACT = 6
 class Compose:
     def __init__(self, transforms): self.transforms = transforms
     def __call__(self, x):
@@ -107,8 +111,6 @@ class ToTensor:
 class Normalize:
     def __init__(self, mean, std): self.mean, self.std = mean, std
     def __call__(self, x): return (x - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
-class functional:
-    InterpolationMode = InterpolationMode
 '''
 
 
@@ -155,6 +157,10 @@ def make_peers(folder: Path, diffusers: str, kohya: str) -> None:
     base("sd15", folder)
     _pictures(folder)
     (folder / "watch.py").write_text(WATCH)
+    stand_in = folder / "stand-in" / "torchvision"
+    stand_in.mkdir(parents=True, exist_ok=True)
+    (stand_in / "__init__.py").write_text('__version__ = "0.0"\nfrom torchvision import transforms\n')
+    (stand_in / "transforms.py").write_text(TRANSFORMS)
     script = subprocess.run(
         ["git", "-C", diffusers, "show", f"HEAD:{DIFFUSERS_SCRIPT}"], check=True, capture_output=True
     ).stdout
@@ -179,9 +185,6 @@ def make_peers(folder: Path, diffusers: str, kohya: str) -> None:
         site = next((venv / "lib").glob("python*/site-packages"))
         (site / "shared.pth").write_text(ours + "\n")
         subprocess.run([str(venv / "bin" / "python"), "-m", "pip", "install", "-q", *packages], check=True)
-        (site / "torchvision").mkdir(exist_ok=True)
-        (site / "torchvision" / "__init__.py").write_text('__version__ = "0.0"\nfrom torchvision import transforms\n')
-        (site / "torchvision" / "transforms.py").write_text(TRANSFORMS)
 
 
 def measured(folder: Path, peer: str, pairs: int, steps: int, uncached: bool) -> dict[str, Any]:
