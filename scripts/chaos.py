@@ -34,7 +34,8 @@ from diffusion_lora.lora.header import tensor_hash
 CHECKOUT = Path(__file__).resolve().parent.parent
 # Crops and colourings of each picture, both ways round: encoding takes long enough to be hit.
 SETTINGS = (
-    "dataset.crop=random", "dataset.colour_jitter=0.1", "dataset.views=8", "dataset.shuffle=true", "checkpoint.every=3", "train.batch_size=2", "sweep.lora.rank=[4, 8]", "lora.dropout=0.1", "dataset.flip=true",
+    "dataset.crop=random", "dataset.colour_jitter=0.1", "dataset.views=8", "dataset.shuffle=true",
+    "checkpoint.every=3", "train.batch_size=2", "sweep.lora.rank=[4, 8]", "lora.dropout=0.1", "dataset.flip=true",
     "dataset.caption_dropout=0.1", "optimizer.ema_decay=0.9", "preview.every=0", "train.device=cpu",
 )  # fmt: skip
 KINDS = ("caching", "training", "saving", "disk full")
