@@ -8,6 +8,7 @@ modelspec 1.0.1 (https://github.com/Stability-AI/ModelSpec). All values are stri
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import TypeVar
 
 from diffusion_lora.config import LossTable, TrainConfig
 from diffusion_lora.layouts.layout import LAYOUTS, Layout
+from diffusion_lora.lora.set_metadata import FolderFacts, set_metadata
 
 T = TypeVar("T")
 
@@ -36,9 +38,9 @@ class LayerFacts:
 class TrainingFacts:
     """What a training knows beyond its configuration.
 
-    `base_hash` is the SHA-256 of the base's weights, "" if unknown; `captions` has one entry a picture; `optimizer` is
-    what really ran; times are unix seconds; `layers` are those of the file; `prediction_type` is the scheduler's
-    ("epsilon", "v_prediction").
+    `base_hash` is the SHA-256 of the base's weights, "" if unknown; `folders` are the sources of pictures, `buckets`
+    counts the pictures of each (width, height); `optimizer` is what really ran; times are unix seconds; `layers` are
+    those of the file; `prediction_type` is the scheduler's ("epsilon", "v_prediction").
     """
 
     layout: Layout
@@ -47,7 +49,8 @@ class TrainingFacts:
     prediction_type: str
     optimizer: str
     size_px: int
-    captions: Sequence[str]
+    folders: Sequence[FolderFacts]
+    buckets: Mapping[tuple[int, int], int]
     steps: int
     started_at: float
     finished_at: float
@@ -84,17 +87,11 @@ def completed(
     return complete
 
 
-def tag_frequency(captions: Sequence[str]) -> dict[str, int]:
-    """How many captions hold each comma-separated tag, lower-cased as kohya does, the commonest first."""
-    counts = Counter(tag for caption in captions for part in caption.split(",") if (tag := part.strip().lower()))
-    return dict(counts.most_common())
-
-
 def _kohya(config: TrainConfig, facts: TrainingFacts) -> dict[str, str]:
-    pictures = len(facts.captions)
     pictures_per_step = config.train.batch_size * config.train.accumulation
-    steps_per_epoch = max(1, -(-pictures // pictures_per_step))
-    folder = Path(config.dataset.path).name
+    places = sum(len(folder.captions) * folder.repeats for folder in facts.folders if not folder.regularisation)
+    places *= 2 if any(folder.regularisation for folder in facts.folders) else 1
+    steps_per_epoch = max(1, math.ceil(places / pictures_per_step))
     dim, alpha = _rank_and_alpha(config, facts)
     values = {
         # always kept, whatever else is left out
@@ -132,13 +129,8 @@ def _kohya(config: TrainConfig, facts: TrainingFacts) -> dict[str, str]:
         "ss_total_batch_size": pictures_per_step,
         "ss_gradient_accumulation_steps": config.train.accumulation,
         # data
-        "ss_num_train_images": pictures,
         "ss_resolution": (facts.size_px, facts.size_px),
-        "ss_dataset_dirs": json.dumps({folder: {"n_repeats": 1, "img_count": pictures}}),
-        "ss_tag_frequency": json.dumps({folder: tag_frequency(facts.captions)}),
-        "ss_bucket_info": json.dumps({"buckets": {"0": {"resolution": [facts.size_px] * 2, "count": pictures}}}),
-        "ss_caption_dropout_rate": config.dataset.caption_dropout,
-        "ss_flip_aug": config.dataset.flip,
+        **set_metadata(config.dataset, facts.folders, facts.buckets),
     }
     return {key: str(value) for key, value in (values | _loss(config.loss)).items()}
 

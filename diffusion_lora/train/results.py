@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from diffusion_lora.data.dataset import Dataset
 from diffusion_lora.events import read_events
 from diffusion_lora.lora.adapter import Adapter, write_adapter, write_word
 from diffusion_lora.lora.metadata import TrainingFacts, training_metadata
+from diffusion_lora.lora.set_metadata import FolderFacts
 from diffusion_lora.run import Run
 from diffusion_lora.sweep import comparison
 from diffusion_lora.train.learner import Learner
@@ -76,6 +79,19 @@ def _row(run: Run, learner: Learner, told: Sequence[dict[str, dict[str, Any]]]) 
     }
 
 
+def _folders(dataset: Dataset) -> list[FolderFacts]:
+    return [
+        FolderFacts(
+            name=source.folder.name,
+            captions=[item.caption for item in dataset.items if item.source == number],
+            repeats=source.repeats,
+            weight=source.weight,
+            regularisation=source.regularisation,
+        )
+        for number, source in enumerate(dataset.sources)
+    ]
+
+
 def _facts(run: Run, ready: Prepared, learner: Learner, step: int) -> TrainingFacts:
     return TrainingFacts(
         layout=ready.model.layout,
@@ -84,7 +100,8 @@ def _facts(run: Run, ready: Prepared, learner: Learner, step: int) -> TrainingFa
         prediction_type=ready.schedule.prediction,
         optimizer=learner.optimizer.name,
         size_px=picture_size_px(learner.config, ready.model),
-        captions=[item.caption for item in ready.dataset.items],
+        folders=_folders(ready.dataset),
+        buckets=Counter(place.bucket for place in ready.dataset.places),
         steps=step,
         started_at=next(event["time"] for event in read_events(run.folder, current=False) if event["kind"] == "start"),
         finished_at=time.time(),

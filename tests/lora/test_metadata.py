@@ -7,7 +7,8 @@ import pytest
 
 from diffusion_lora.config import TrainConfig
 from diffusion_lora.layouts.layout import SD2, SD15, SDXL
-from diffusion_lora.lora.metadata import LayerFacts, TrainingFacts, tag_frequency, training_metadata
+from diffusion_lora.lora.metadata import LayerFacts, TrainingFacts, training_metadata
+from diffusion_lora.lora.set_metadata import FolderFacts, tag_frequency
 
 CONFIG = TrainConfig.model_validate(
     {
@@ -24,7 +25,8 @@ FACTS = TrainingFacts(
     prediction_type="epsilon",
     optimizer="bitsandbytes.optim.AdamW8bit",
     size_px=512,
-    captions=["a cat, Blueprint style", "a dog, blueprint style", "a boat"],
+    folders=[FolderFacts("blueprint", ["a cat, Blueprint style", "a dog, blueprint style", "a boat"])],
+    buckets={(512, 512): 3},
     steps=40,
     started_at=1000.0,
     finished_at=1030.5,
@@ -72,6 +74,29 @@ def test_the_nested_values_parse_as_json_the_way_web_uis_parse_them() -> None:
     assert json.loads(metadata["ss_dataset_dirs"]) == {"blueprint": {"n_repeats": 1, "img_count": 3}}
     assert json.loads(metadata["ss_tag_frequency"])["blueprint"]["blueprint style"] == 2
     assert json.loads(metadata["ss_bucket_info"])["buckets"]["0"] == {"resolution": [512, 512], "count": 3}
+
+
+def test_several_folders_and_how_they_were_shown_are_told_in_kohyas_words() -> None:
+    folders = [
+        FolderFacts("5_zib", ["zib, red", "zib"], repeats=5),
+        FolderFacts("half", ["a"] * 4, repeats=0.5),
+        FolderFacts("cats", ["a cat"], weight=0.7, regularisation=True),
+    ]
+    table = CONFIG.dataset.model_copy(
+        update={"shuffle": True, "keep_first": 1, "enlarge": False, "caption_tokens": 225}
+    )
+    config = CONFIG.model_copy(update={"dataset": table})
+    metadata = training_metadata(config, replace(FACTS, folders=folders, buckets={(448, 576): 5, (512, 512): 2}))
+    assert json.loads(metadata["ss_dataset_dirs"]) == {
+        "5_zib": {"n_repeats": 5, "img_count": 2},
+        "half": {"n_repeats": 0.5, "img_count": 4},
+    }
+    assert json.loads(metadata["ss_reg_dataset_dirs"]) == {"cats": {"n_repeats": 1, "img_count": 1}}
+    assert json.loads(metadata["ss_tag_frequency"])["5_zib"] == {"zib": 2, "red": 1}
+    assert json.loads(metadata["ss_bucket_info"])["buckets"]["0"] == {"resolution": [448, 576], "count": 5}
+    told = ("num_train_images", "num_reg_images", "prior_loss_weight", "shuffle_caption", "keep_tokens",
+            "enable_bucket", "bucket_no_upscale", "max_token_length", "num_batches_per_epoch")  # fmt: skip
+    assert [metadata[f"ss_{key}"] for key in told] == ["6", "1", "0.7", "True", "1", "True", "True", "225", "6"]
 
 
 def test_how_the_adapter_was_made_is_told_in_the_words_of_the_trainers_who_have_one() -> None:
