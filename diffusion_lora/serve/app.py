@@ -1,10 +1,11 @@
-"""The engine's HTTP: five routes over a `Studio`, and the news of a drawing as lines of JSON.
+"""The engine's HTTP: routes over a `Studio`, and the news of a drawing as lines of JSON.
 
     GET  /status      the engine's status (generate.wire.EngineStatus)
     POST /generate    {requests, previews} -> application/x-ndjson, an event a line; hanging up cancels
     POST /cancel      {id} -> {cancelled}
     POST /load        {base}; /unload lets go of it
     GET  /adapters    the cards of the LoRAs in the workspace
+    /sdapi/v1/...     a part of AUTOMATIC1111's API (`web_api`)
 
 What a person can get wrong is answered with status 400 and {text}. Who may ask is `guard`'s.
 """
@@ -16,6 +17,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -30,10 +32,12 @@ from diffusion_lora.lora.card import workspace_cards
 from diffusion_lora.serve.drawing import Drawing
 from diffusion_lora.serve.guard import Message, Receive, Send
 from diffusion_lora.serve.studio import Studio
+from diffusion_lora.serve.web_api import add_web_api
 from diffusion_lora.workspace import Workspace
 
 MAX_REQUESTS = 1000
 MAX_BODY_BYTES = 4_000_000
+MAX_PICTURE_BYTES = 64_000_000  # bodies with pictures in them
 
 
 def create_app(studio: Studio, workspace: Workspace, on_request: Callable[[], None]) -> FastAPI:
@@ -84,6 +88,7 @@ def create_app(studio: Studio, workspace: Workspace, on_request: Callable[[], No
         places = [{key: path and workspace.relative(path) for key, path in one.items()} for one in paths]
         return JSONResponse({"adapters": [asdict(card) | place for card, place in zip(cards, places, strict=True)]})
 
+    add_web_api(app, studio, workspace, partial(_body, limit=MAX_PICTURE_BYTES), on_request)
     return app
 
 
@@ -126,13 +131,13 @@ async def _until_hung_up(receive: Receive, drawing: Drawing) -> None:
     drawing.hang_up()
 
 
-async def _body(request: Request) -> dict[str, Any]:
+async def _body(request: Request, limit: int = MAX_BODY_BYTES) -> dict[str, Any]:
     """The JSON object sent. Raises PromptError for anything else."""
     text = bytearray()
     async for chunk in request.stream():
         text += chunk
-        if len(text) > MAX_BODY_BYTES:
-            raise PromptError(f"the order is longer than {MAX_BODY_BYTES:,} bytes")
+        if len(text) > limit:
+            raise PromptError(f"the order is longer than {limit:,} bytes")
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):

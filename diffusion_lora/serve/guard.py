@@ -6,6 +6,7 @@ address: a page elsewhere could have its own name point here (DNS rebinding). Bo
 
 from __future__ import annotations
 
+import base64
 import json
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -24,6 +25,7 @@ class Guard:
         self._app = app
         self._hosts = {f"127.0.0.1:{port}".encode(), f"localhost:{port}".encode()}
         self._authorization = f"Bearer {token}".encode()
+        self._token = token.encode()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         refusal = None if scope["type"] == "lifespan" else self._refusal(scope)
@@ -49,6 +51,16 @@ class Guard:
             return 403, "This address answers to 127.0.0.1 alone."
         if every(b"origin"):
             return 403, "The engine does not speak to web pages."
-        if len(tokens) != 1 or not secrets.compare_digest(tokens[0], self._authorization):
+        if len(tokens) != 1 or not self._is_token(tokens[0]):
             return 401, "The engine's token is missing or wrong; it is in the workspace's state/engine.json."
         return None
+
+    def _is_token(self, authorization: bytes) -> bool:
+        """The token itself, or as clients of the web UI send it: any name, with the token as the password."""
+        if authorization[:6] == b"Basic ":
+            try:
+                _, _, password = base64.b64decode(authorization[6:], validate=True).partition(b":")
+            except ValueError:
+                return False
+            return secrets.compare_digest(password, self._token)
+        return secrets.compare_digest(authorization, self._authorization)
