@@ -7,6 +7,7 @@ with an EXIF orientation, a caption of some tags beside each) and removed afterw
 import argparse
 import io
 import json
+import os
 import platform
 import resource
 import tempfile
@@ -53,6 +54,7 @@ def main() -> None:
         told = {
             "date": date.today().isoformat(),
             "hardware": f"{platform.machine()} CPU, one thread",
+            "load_average": round(os.getloadavg()[0], 1),
             "pictures": args.pictures,
             **{name: {key: round(value, 2) for key, value in facts.items()}
                for name, facts in (("walked", streamed), ("kept", kept))},
