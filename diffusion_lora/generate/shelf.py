@@ -9,8 +9,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from diffusion_lora.errors import AdapterFileError, ConfigError, PromptError
 from diffusion_lora.families.family import Model
+from diffusion_lora.families.learned_words import add_word, spelled
 from diffusion_lora.generate.conflicts import Conflicts
 from diffusion_lora.generate.request import LoraUse, Request
 from diffusion_lora.generate.schedules import factor_at
@@ -34,18 +37,23 @@ class _File:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """An adapter in the bank: its name there, whether it has a text encoder part, what the bank said of it."""
+    """An adapter in the bank: its name there, whether it has a text encoder part, what the bank said of it.
+
+    `words` are those learned with it, each with the key of its vectors in the model.
+    """
 
     name: str
     acts_on_text: bool
     notes: tuple[str, ...]
     path: Path
+    words: Mapping[str, str]
 
 
 class Shelf:
     """The adapters of one model's requests. Names in the bank are the requests' own, made unique."""
 
     def __init__(self, model: Model) -> None:
+        self._model = model
         self._bank = AdapterBank(model.components, model.layout.title, base_hash=model.weights_hash)
         self._files: dict[Path, _File] = {}
         self._loaded: dict[str, _Loaded] = {}  # by SHA-256 of the tensors
@@ -73,7 +81,9 @@ class Shelf:
                 name = use.name if use.name not in self._bank.names else f"{use.name} ({sha[:12]})"
                 notes = self._bank.load(name, adapter)
                 self.loads += 1
-                self._loaded[sha] = _Loaded(name, any(part != "unet" for part in adapter.components), notes, use.path)
+                words, told = self._teach(name, sha, adapter)
+                on_text = any(part != "unet" for part in adapter.components)
+                self._loaded[sha] = _Loaded(name, on_text, (*notes, *told), use.path, words)
 
     @property
     def held(self) -> tuple[tuple[Path, str], ...]:
@@ -104,6 +114,30 @@ class Shelf:
                 strength = _text_strength(use, negative=negative) * dict(self._block_factors(use)).get(BASE, 1.0)
                 mix[self._of(use).name] = mix.get(self._of(use).name, 0.0) + strength
         return {name: strength for name, strength in mix.items() if strength}
+
+    def spelled(self, uses: Iterable[LoraUse], prompt: str, *, negative: bool = False) -> str:
+        """The prompt with the words that these adapters have learned written as their vectors' tokens.
+
+        An adapter whose strength on the text is 0 leaves its words the letters they are to the base.
+        """
+        for use in uses:
+            if _text_strength(use, negative=negative):
+                prompt = spelled(self._model, prompt, self._of(use).words)
+        return prompt
+
+    def _teach(self, name: str, sha: str, adapter: Adapter) -> tuple[dict[str, str], list[str]]:
+        """Let the text encoders know an adapter's learned words: word -> key, and what cannot be learned."""
+        words, notes = {}, []
+        for word, vectors in adapter.words.items():
+            key = f"{sha} {word}"
+            try:
+                on_device = {part: tensor.to(self._model.device, torch.float32) for part, tensor in vectors.items()}
+                add_word(self._model, key, on_device)
+            except ValueError as error:
+                notes.append(f"{name}: its learned word {word!r} is left out: {error}")
+            else:
+                words[word] = key
+        return words, notes
 
     def mixed(self, rows: Sequence[Mix]) -> AbstractContextManager[None]:
         """Inside, batch row b has the mix rows[b]."""

@@ -1,5 +1,6 @@
 """A word learned together with a LoRA by the real trainer goes on exactly, and lies where programs look for it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from diffusion_lora.errors import ConfigError
 from diffusion_lora.events import read_events
 from diffusion_lora.families.family import load_base
 from diffusion_lora.families.learned_words import first_vectors
-from diffusion_lora.lora.adapter import read_adapter
+from diffusion_lora.generate.engine import Engine
+from diffusion_lora.generate.request import LoraUse, Request
+from diffusion_lora.lora.adapter import read_adapter, write_adapter
 from diffusion_lora.run import Run
 from diffusion_lora.train.trainer import train
 
@@ -75,6 +78,32 @@ def test_previews_read_the_word_and_a_file_can_go_without_it(config: TrainConfig
     without = trained(tmp_path / "b", changed(config, *preview))
     name = "previews/step-000003-0.png"
     assert (with_word.folder / name).read_bytes() != (without.folder / name).read_bytes()
+
+
+def test_the_word_of_a_file_acts_where_the_lora_does_and_is_its_letters_where_it_does_not(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    """In one batch: strength 1, strength 0 and the base alone; and a word for another base is left out and told."""
+    run = trained(tmp_path / "run", changed(config, *SETTINGS, "lora.text_targets=none"))
+    adapter = read_adapter(run.adapter_path)
+    files = {"with": adapter, "without": replace(adapter, words={})}
+    files["strange"] = replace(adapter, words={"thing": {"te": torch.zeros(1, 7)}})
+    for name, one in files.items():
+        write_adapter(one, tmp_path / f"{name}.safetensors", "fp32")
+    engine = Engine(load_base(config.model.base, device="cpu"))
+
+    def request(name: str, strength: float) -> Request:
+        uses = (LoraUse(name, tmp_path / f"{name}.safetensors", strength),) if name else ()
+        return Request("a thing", seed=1, steps=2, width=64, height=64, loras=uses)
+
+    wanted = [request("", 0.0), request("with", 0.0), *(request(name, 1.0) for name in files)]
+    pictures = engine.draw(wanted)
+    base, closed, learned, letters, strange = (picture.image.tobytes() for picture in pictures)
+    assert closed == base
+    assert learned != letters
+    assert letters != base
+    assert strange == letters
+    assert any("its learned word 'thing' is left out" in note for note in pictures[-1].notes)
 
 
 def test_a_word_that_cannot_be_learned_is_refused() -> None:
