@@ -50,6 +50,7 @@ class TransformersCaptioner:
         asked = {} if self._ask is None else {"text": [self._ask] * len(pictures), "padding": True}
         with told(self.name):
             given = self._processor(images=list(pictures), return_tensors="pt", **asked)
+            given = _open_ended(given, self._words) if self._type == "git" else given
             given = given.to(self._net.device, self._net.dtype)
             tokens = self._net.generate(**given, max_new_tokens=self._new_tokens, do_sample=False, num_beams=1)
         asked_BL = given.get("input_ids")
@@ -143,6 +144,14 @@ def _question(kind: str, processor: Any, prompt: str, name: str) -> str | None:
         asked = prompt or INSTRUCTION
         return asked if "<image>" in asked else f"USER: <image>\n{asked} ASSISTANT:"
     return prompt or None
+
+
+def _open_ended(given: Any, words: Any) -> Any:
+    """Without the mark that ends a text: the caption is to go on from it."""
+    asked_BL = given.get("input_ids")
+    if asked_BL is not None and words.sep_token_id is not None and bool((asked_BL[:, -1] == words.sep_token_id).all()):
+        given["input_ids"], given["attention_mask"] = asked_BL[:, :-1], given["attention_mask"][:, :-1]
+    return given
 
 
 def _room(net: Any) -> int | None:
