@@ -118,8 +118,8 @@ def _wanted(order: Order, edit: Edit | None, report: Report) -> Iterator[Caption
     for found in captioned(order.folder, order.layout, report):
         if not order.wants(found) or (edit is not None and edit.has_done(found.file)):
             continue
-        if order.policy == "append" and found.data and not found.text.strip():
-            continue  # not UTF-8, and told: nothing can be put after it
+        if order.policy != "overwrite" and found.data and found.data.strip() and not found.text:
+            continue  # not UTF-8, and told: these are somebody's words, to which nothing can be added
         yield found
 
 

@@ -65,8 +65,10 @@ class Edit:
     def of(cls, root: Path, asked: Mapping[str, Any], shard: tuple[int, int] = (0, 1)) -> Self:
         """The newest edit with this order that this part has not finished, or a new one.
 
-        Raises OutputError.
+        Raises DatasetError if there is no such folder, OutputError.
         """
+        if not root.is_dir():
+            raise DatasetError(f"there is no such folder: {root}")
         part = f"part-{shard[0]}of{shard[1]}"
         _make(root / HISTORY)
         with FileLock(root / HISTORY / ".lock"):  # of several processes the first begins the edit, the others join
