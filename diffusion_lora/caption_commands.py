@@ -147,14 +147,15 @@ def show_change(name: str, before: str, after: str) -> None:
 
 
 def _caption(order: Order, options: Options, captioner: str, asked: dict[str, Any], dry_run: bool) -> None:
+    from diffusion_lora.data.sources import Source, expand
+
+    expand(Source(order.folder, order.layout))  # a folder that is not there is told before torch is loaded
     from rich.console import Console
 
     from diffusion_lora.caption.find import open_captioner
     from diffusion_lora.caption.work import carry_out
-    from diffusion_lora.data.sources import Source, expand
     from diffusion_lora.faces.captioning import watch_captioning
 
-    expand(Source(order.folder, order.layout))  # a folder that is not there is told before a model is loaded
     model = open_captioner(captioner, options)
     try:
         with watch_captioning(Console(stderr=dry_run)) as progress:

@@ -52,6 +52,8 @@ class TransformersCaptioner:
             given = self._processor(images=list(pictures), return_tensors="pt", **asked)
             given = _open_ended(given, self._words) if self._type == "git" else given
             given = given.to(self._net.device, self._net.dtype)
+            if self._type == _PAIR:
+                given = _seen(self._net, given)
             tokens = self._net.generate(**given, max_new_tokens=self._new_tokens, do_sample=False, num_beams=1)
         asked_BL = given.get("input_ids")
         if asked_BL is not None and self._type not in _CONTINUES:
@@ -144,6 +146,14 @@ def _question(kind: str, processor: Any, prompt: str, name: str) -> str | None:
         asked = prompt or INSTRUCTION
         return asked if "<image>" in asked else f"USER: <image>\n{asked} ASSISTANT:"
     return prompt or None
+
+
+def _seen(net: Any, given: Any) -> dict[str, Any]:
+    """What the encoder makes of the pictures: encoders of convolutions report no attentions, which the pair of
+    encoder and decoder asks for when it calls them itself."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    return {"encoder_outputs": BaseModelOutput(last_hidden_state=net.encoder(**given)[0])}
 
 
 def _open_ended(given: Any, words: Any) -> Any:

@@ -14,29 +14,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from PIL import Image
 
+from diffusion_lora.caption.captioner import Options
+from diffusion_lora.caption.find import open_captioner
 from recipes.pocket.captioner.words import CHARACTER, Said, caption_of, said
 from recipes.pocket.judge.drawings import Autoencoder, decoded, drawings, scenes
-from recipes.pocket.judge.model import as_batch
 from recipes.pocket.judge.train import FRESH_SEED
 from recipes.pocket.world import STYLES, Scene
 
 FRESH = 2000
 """The judge's own fresh drawings: nothing has learned from them."""
+_AT_ONCE = 32
 
 
 def captions(folder: Path, pixels: np.ndarray) -> list[str]:
     """What the captioner in a folder says of pictures [N, 128, 128, 3]."""
-    words = AutoTokenizer.from_pretrained(folder)
-    captioner = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    told: list[str] = []
-    with torch.inference_mode():
-        for first in range(0, len(pixels), 32):
-            tokens = captioner.generate(pixel_values=as_batch(pixels[first : first + 32]), do_sample=False)
-            told += words.batch_decode(tokens, skip_special_tokens=True)
-    return told
+    captioner = open_captioner(str(folder), Options(device="cpu"))
+    portions = (pixels[first : first + _AT_ONCE] for first in range(0, len(pixels), _AT_ONCE))
+    return [text for portion in portions for text in captioner.describe([Image.fromarray(x) for x in portion])]
 
 
 def shares(told: Sequence[str], shown: Sequence[Scene]) -> dict[str, float]:
