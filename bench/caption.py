@@ -1,7 +1,7 @@
 """How many pictures a second are scanned, hashed, given a bucket and captioned, by one process and by two.
 
-Run from the checkout: `python -m bench.caption [--pictures 400] [--write]`. Pocket's drawings of 128 px and the embedded
-captioner; the disk is warm. Captioning is timed as a command, its start (a run on no picture) taken off.
+Run from the checkout: `python -m bench.caption [--pictures 400] [--write]`. Pocket's drawings of 128 px and the
+embedded captioner; the disk is warm. Captioning is timed as a command, its start (a run on no picture) taken off.
 """
 
 import argparse

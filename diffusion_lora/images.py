@@ -59,6 +59,27 @@ def image_size(path: Path) -> tuple[int, int]:
         return (height, width) if _orientation(image) in _LYING else (width, height)
 
 
+def oddities(path: Path) -> list[str]:
+    """What is unusual about the file of a picture, each as the end of a sentence: `holds a JPEG, whatever its ending`.
+
+    From the header alone; `open_image` sets all of it right. Raises DatasetError as `open_image` does.
+    """
+    found = []
+    with _opened(path) as image:
+        endings = {ending for ending, kind in Image.registered_extensions().items() if kind == image.format}
+        if path.suffix.lower() not in endings:
+            found.append(f"holds a {image.format}, whatever its ending says")
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            found.append(f"has {frames} frames, of which the first is used")
+        if image.mode == "CMYK":
+            found.append("is CMYK, made for printing: its colours are turned to RGB")
+        if image.mode.startswith(("I", "F")):
+            found.append("has more than 8 bits a pixel: it is reduced to 8")
+        if _orientation(image) != 1:
+            found.append("is turned upright, as its EXIF asks for")
+    return found
+
+
 def square(image: Image.Image, size_px: int) -> Image.Image:
     """The largest centred square of a picture, resampled to `size_px`."""
     return ImageOps.fit(image, (size_px, size_px), method=Image.Resampling.LANCZOS, centering=(0.5, 0.5))

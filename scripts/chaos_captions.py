@@ -1,7 +1,7 @@
 """Caption a set with a command that is killed again and again: nothing made twice, nothing lost, all can be undone.
 
-Run by `scripts/soak captions [KILLS, default 10] [PICTURES, default 500] [--seed N]`. Drawings of pocket's world, a third
-with captions of their own, captioned by the embedded captioner with --policy append: done twice would show.
+Run by `scripts/soak captions [KILLS, default 10] [PICTURES, default 500] [--seed N]`. Drawings of pocket's world, a
+third with captions of their own, captioned by the embedded captioner with --policy append: done twice would show.
 """
 
 import argparse

@@ -17,7 +17,7 @@ from diffusion_lora.data.problems import Problem
 from diffusion_lora.data.rewriting import captioned
 from diffusion_lora.data.sources import Layout
 from diffusion_lora.errors import DatasetError
-from diffusion_lora.images import image_size, open_image
+from diffusion_lora.images import image_size, oddities, open_image
 
 _LOOKED_AT_PX = 512  # the longer side when sharpness is measured: a large picture is not blurred by being large
 _BLURRED = 1 / 8  # of the set's median sharpness
@@ -81,6 +81,7 @@ def describe(
         name = each.item.name
         try:
             size = image_size(each.item.path)
+            found.hints += [(name, odd) for odd in oddities(each.item.path)]
             if look:
                 looks[name] = look_at(open_image(each.item.path))
         except DatasetError as error:
@@ -98,7 +99,7 @@ def describe(
                 found.too_long.append(name)
     if not found.pictures:
         raise DatasetError(f"there is no picture in {root} that can be read")
-    found.hints = hints_of(looks)
+    found.hints += hints_of(looks)
     return found
 
 

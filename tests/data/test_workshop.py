@@ -4,6 +4,8 @@ import io
 import json
 import re
 import stat
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -78,6 +80,38 @@ def test_blurred_and_black_pictures_are_hinted_at(tmp_path: Path) -> None:
     assert "nearly black" in hints["black.png"]
     assert "4.png" not in hints
     assert look_at(sharp).sharpness > 50 * look_at(sharp.filter(ImageFilter.GaussianBlur(3))).sharpness
+
+
+def test_unusual_files_are_named_and_a_bomb_costs_no_memory(tmp_path: Path, checkout: Path) -> None:
+    """A bomb of 20 000 px, once unpacked, would be 1.2 GB; the limit of 500 MB holds for the whole process."""
+    picture, exif = noise(1), Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    picture.convert("CMYK").save(tmp_path / "print.jpg")
+    picture.save(tmp_path / "really-png.jpg", "PNG")
+    Image.new("I;16", (64, 64), 9000).save(tmp_path / "deep.png")
+    picture.save(tmp_path / "moving.gif", save_all=True, append_images=[noise(2)])
+    picture.save(tmp_path / "plain.png")
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    code = (
+        "import json, resource, sys\n"
+        "from diffusion_lora.data.stats import describe\n"
+        "from pathlib import Path\n"
+        "found = describe(Path(sys.argv[1]), 'auto', count=len, room=75, size_px=64, factor=8, look=True)\n"
+        "print(json.dumps([found.hints, found.problems, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True, cwd=checkout
+    )
+    hints, problems, peak_kib = json.loads(done.stdout)
+    words = {"turned.jpg": "EXIF", "print.jpg": "CMYK", "really-png.jpg": "PNG", "deep.png": "8 bits",
+             "moving.gif": "2 frames"}  # fmt: skip
+    assert {name for name, _ in hints} == set(words)
+    for name, word in words.items():
+        assert any(word in text for of, text in hints if of == name), name
+    assert [name for name, _ in problems] == ["bomb.png"]
+    assert "20000 x 20000" in problems[0][1] or "pixels" in problems[0][1]
+    assert peak_kib < 500_000
 
 
 def test_of_pictures_that_look_the_same_the_best_is_kept(some: Path, tmp_path: Path) -> None:
