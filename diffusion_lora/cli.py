@@ -154,6 +154,31 @@ def preflight(
         raise DeviceError(report.problems[0])
 
 
+config_app = typer.Typer(help="Configurations.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+
+@config_app.command("from")
+def config_from(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A LoRA, a kohya_ss JSON or a OneTrainer preset.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.toml", help="A new file.")],
+    dataset: Annotated[str | None, typer.Option(metavar="DIR", help="The folder of pictures.")] = None,
+    base: Annotated[str | None, typer.Option(metavar="NAME", help="The base to train on.")] = None,
+) -> None:
+    """Make a configuration from another program's settings; what has no equal is listed."""
+    from diffusion_lora.run import write_atomically
+    from diffusion_lora.train.foreign_settings import foreign_toml, read_foreign
+
+    if out.exists():
+        raise OutputError(f"{out} exists already: name another file with --out")
+    foreign = read_foreign(file, dataset=dataset, base=base)
+    write_atomically(out, foreign_toml(foreign, file).encode())
+    for title, lines in (("no equal here", foreign.lost), ("left to do", foreign.notes)):
+        for line in lines:
+            print(f"{title}: {line}")
+    print(out)
+
+
 @app.command()
 def run(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")],
