@@ -559,6 +559,17 @@ def words() -> None:
 
 
 @app.command()
+def doctor(device: _Device = None, workspace: _Workspace = None) -> None:
+    """What this machine can do, what is missing, and the command that mends it."""
+    from diffusion_lora.train.doctor import examine, lines
+    from diffusion_lora.workspace import Workspace
+
+    console = _console()
+    wanting = lines(examine(device or "auto", Workspace.at(workspace).root), lambda text: _say(console, text))
+    _say(console, f"{wanting} of these want something done" if wanting else "all is well")
+
+
+@app.command()
 def version() -> None:
     """This program's version and those of the libraries under it."""
     from importlib.metadata import version as version_of
