@@ -559,6 +559,20 @@ def words() -> None:
 
 
 @app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="By default DIR/report.html.")] = None,
+) -> None:
+    """Tell a run on one page: curves, health, previews, captions, settings; a file that needs nothing beside it."""
+    from diffusion_lora.faces.run_report import run_report
+    from diffusion_lora.run import Run, write_atomically
+
+    path = out or folder / "report.html"
+    write_atomically(path, run_report(Run.open(folder)).encode())
+    print(path)
+
+
+@app.command()
 def doctor(device: _Device = None, workspace: _Workspace = None) -> None:
     """What this machine can do, what is missing, and the command that mends it."""
     from diffusion_lora.train.doctor import examine, lines
