@@ -22,6 +22,7 @@ from diffusion_lora.train.probe import make_probe, measure
 from diffusion_lora.train.results import write_adapter_of
 
 _MEASUREMENTS = 20
+_AS_GOOD = 1.01  # a loss that is no more above the lowest is not worth a word
 
 
 class Validation:
@@ -99,11 +100,12 @@ class Validation:
             best, loss = course[lowest(course)]
             last = course[-1][1]
             who = f"{one.name}: " if one.name else ""
-            if best == step or best == 0:
+            wanted = stopped or self._config.validation.result == "best"
+            if best in (0, step) or (not wanted and last <= _AS_GOOD * loss):
                 continue
             then = f"{loss:.4f}, at step {course[-1][0]} it was {last:.4f}"
             text = f"{who}on held-out pictures the loss was lowest after step {best} ({then}): "
-            if stopped or self._config.validation.result == "best":
+            if wanted:
                 write_atomically(self._run.adapter_file(one.name), kept.read_bytes())
                 self._tell("note", text=text + "the adapter is that of this step")
             else:
