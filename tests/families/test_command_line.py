@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from diffusion_lora.generate.infotext import read_request
+from diffusion_lora.generate.reading import read_request
 
 CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]
 
