@@ -20,10 +20,12 @@ from diffusion_lora.lora.unet_blocks import BASE, block_names, chosen_blocks
 
 _ATTENTION = (r"\.attn[12]\.to_(q|k|v|out\.0)$",)
 _FEED_FORWARD = (r"\.ff\.net\.(0\.proj|2)$",)
+# Of XL's add_embedding diffusers loses what is in kohya's names, with no more than a line in its log.
+_ALL = r"^(?!add_embedding\.)"
 PRESETS: Mapping[str, tuple[str, ...]] = {
     "attention": _ATTENTION,
     "attention+mlp": (*_ATTENTION, *_FEED_FORWARD),
-    "linear": (r"",),
+    "linear": (_ALL,),
     "wide": (
         *_ATTENTION,
         *_FEED_FORWARD,
@@ -32,7 +34,7 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
         r"\.(down|up)samplers\.\d+\.conv$",
         r"^time_embedding\.linear_[12]$",
     ),
-    "everything": (r"",),
+    "everything": (_ALL,),
     "qv": (r"\.attn[12]\.to_[qv]$",),
 }
 """Named targets in the UNet, as patterns searched for in a layer's dotted path. `linear` leaves out what is no matrix:

@@ -1,5 +1,7 @@
 """A step that does not fit into memory is taken in smaller passes, or its layers are computed again: the same step."""
 
+import ctypes
+import gc
 import os
 import subprocess
 import sys
@@ -44,6 +46,9 @@ def notes(run: Run) -> str:
 
 
 def held_gb() -> float:
+    """What is in use: what earlier tests have freed goes back first, or a run could grow into it below its cap."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     return psutil.Process().memory_info().rss / 1e9
 
 

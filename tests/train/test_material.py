@@ -217,6 +217,7 @@ def test_real_photographs_and_drawings_are_trained_on(config: TrainConfig, tmp_p
         "dataset.keep_first=1",
         "dataset.mask=alpha",
         "train.steps=20",
+        "validation.pictures=0",
     )
     run = Run.create(tmp_path / "run", real)
     train(run, real)
