@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diffusion_lora.errors import DatasetError
@@ -120,6 +119,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """Grey of 16 and 32 bits scaled to 8, where Pillow's own conversion would clip it to white."""
     if not image.mode.startswith(("I", "F")):
         return image
+    import numpy as np  # for such rare pictures only: commands that open none start sooner
+
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     if image.mode.startswith("I;16") or values.max(initial=0) > 255:
         values = values / 256  # the high byte

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Disturb trainings, let them go on, and see that nothing of it shows in the adapters. `scripts/soak` runs this.
 
     caching     kill -9 while pictures and captions are being encoded

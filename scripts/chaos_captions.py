@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Caption a set with a command that is killed again and again: nothing made twice, nothing lost, all can be undone.
 
 Run by `scripts/soak captions [KILLS, default 10] [PICTURES, default 500] [--seed N]`. Drawings of pocket's world, a

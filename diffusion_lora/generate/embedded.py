@@ -10,11 +10,14 @@ import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from diffusion_lora.errors import PromptError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 80_000_000
@@ -91,6 +94,8 @@ def _hidden(image: Image.Image) -> str:
     """The text that "stealth" extensions put into the lowest bits, column by column; "" where there is none."""
     if image.mode not in ("RGB", "RGBA"):
         return ""
+    import numpy as np  # only where pixels are looked into: requests are read without it
+
     pixels = np.asarray(image)
     for channels in ((3,) if image.mode == "RGBA" else ()), (0, 1, 2):
         if channels and (text := _in_bits(pixels, channels)):
@@ -99,6 +104,8 @@ def _hidden(image: Image.Image) -> str:
 
 
 def _in_bits(pixels: np.ndarray, channels: tuple[int, ...]) -> str:
+    import numpy as np
+
     head_bits = 8 * _SIGNATURE_BYTES + 32
     height = pixels.shape[0]
 

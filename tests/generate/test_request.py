@@ -25,7 +25,7 @@ from diffusion_lora.generate.request import LoraUse, Request, parse_lora_argumen
         ({"seed": 2**64}, "seed is 18446744073709551616"),
         ({"guidance_scale": 0.5}, "guidance scale is 0.5"),
         ({"guidance_scale": math.nan}, "guidance scale is nan"),
-        ({"sampler": "eular"}, "sampler 'eular' is unknown; say one of ddim, euler"),
+        ({"sampler": "eular"}, "sampler 'eular' is unknown; say one of ddim, .*euler,"),
         ({"prompt": "a cat <lora:style:0.8>"}, r"<lora:style:0\.8> in a prompt is not read; .*--lora"),
     ],
 )

@@ -20,6 +20,9 @@ CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]
 # What a template engine, a browser or a shell would take for more than words.
 NASTY = "<img src=x onerror=window.caught=1> ${window.caught=2} {{caught}} `$(touch caught)` \"it's\" & \\"
 
+# A prompt's braces are choices: of one thing, that one. It is drawn with, shown and kept as it came out.
+DRAWN = NASTY.replace("{window.caught=2} {{caught}}", "window.caught=2 caught")
+
 
 @pytest.fixture
 def person(desk: DeskProcess, open_page: OpenPage) -> Person:
@@ -86,16 +89,16 @@ def test_words_stay_words(person: Person, desk: DeskProcess, adapters: list[str]
         assert nasty in person.channels()
         person.ask_for(NASTY, seed=1, steps=2)
         (drawn,) = person.draw()
-        expect(person.page.locator("#stage .title")).to_have_text(NASTY)
+        expect(person.page.locator("#stage .title")).to_have_text(DRAWN)
         request = read_request(desk.workspace / "pictures" / drawn)
-        assert request.prompt == NASTY
+        assert request.prompt == DRAWN
         assert [use.name for use in request.loras] == [nasty]
         words = shlex.split(person.command_of_chosen())
-        assert NASTY in words
+        assert DRAWN in words
         assert str(named) in " ".join(words)
         person.page.reload()
         person.go_to("generate")
-        expect(person.page.locator("#stage .title")).to_have_text(NASTY)
+        expect(person.page.locator("#stage .title")).to_have_text(DRAWN)
         assert person.page.evaluate("window.caught") is None
     finally:
         named.unlink()
