@@ -14,6 +14,7 @@ from diffusion_lora.generate.reading import read_request
 from tests.ui.conftest import OpenPage, StartDesk
 from tests.ui.person import Person
 from tests.ui.process import DeskProcess
+from tests.ui.watch import come_back
 
 STEPS = 30
 PROMPT = "a big red cat on a sky background, blueprint style"
@@ -52,7 +53,7 @@ def test_the_first_hour_at_the_desk(start_desk: StartDesk, open_page: OpenPage, 
     with watch.excused():
         desk.kill()
         desk.start()
-        page.goto(desk.url)
+        come_back(page, desk.url)
         expect(page.locator("#status")).to_be_visible()
     person.go_to("train")
     person.wait_for_step(3, STEPS)

@@ -11,8 +11,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from playwright.sync_api import Error as BrowserError
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from diffusion_lora.events import read_events
 from diffusion_lora.jobs.store import Job, Queue
@@ -20,6 +19,7 @@ from diffusion_lora.workspace import Workspace
 from tests.ui.conftest import OpenPage, StartDesk
 from tests.ui.person import Person
 from tests.ui.process import DeskProcess, wait_for
+from tests.ui.watch import come_back
 
 CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -96,7 +96,7 @@ def test_each_may_die_and_the_others_go_on(
         desk.kill()
         training.wait_for_step(before + 2)
         desk.start()
-        _come_back(watch.page, desk.url)
+        come_back(watch.page, desk.url)
         expect(watch.page.locator("#status")).to_be_visible()
     assert {name: desk.wait_for_presence(name)["pid"] for name in others} == others
     assert training.pid() == trainer
@@ -155,13 +155,3 @@ def test_two_pages_share_engine_and_worker(start_desk: StartDesk, tmp_path: Path
         assert len([process for process in first.processes(f"\0{word}\0") if process.is_running()]) == 1
     assert first.stop() in {0, 130}
     assert {name: second.wait_for_presence(name)["pid"] for name in pids} == pids
-
-
-def _come_back(page: Page, address: str) -> None:
-    """Open the page again; the tab may be on its way there by itself already, and then that way is as good."""
-    try:
-        page.goto(address)
-    except BrowserError as error:
-        if "interrupted by another navigation" not in str(error):
-            raise
-        page.wait_for_load_state()

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, expect
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, Response, expect
 
 from tests.ui.process import PATIENCE_S
 
@@ -74,3 +74,13 @@ def open_watched(browser: Browser, *, width: int = 1400, height: int = 900, them
     context.set_default_timeout(PATIENCE_S * 1000)
     expect.set_options(timeout=PATIENCE_S * 1000)
     return Watch(context.new_page())
+
+
+def come_back(page: Page, address: str) -> None:
+    """Open a page again whose server was away; the tab may be on its way there already, and is then waited for."""
+    try:
+        page.goto(address)
+    except Error as error:
+        if "interrupted by another navigation" not in str(error) and "ERR_ABORTED" not in str(error):
+            raise
+        page.wait_for_load_state()
