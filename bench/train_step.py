@@ -186,7 +186,7 @@ class Step:
         self.learner.begin(self.number)
         noisy = self.schedule.add_noise(x0, noise, timesteps)
         self.adapter.begin_pass()
-        with arithmetic(self.config.train, self.device, self.side**2):
+        with arithmetic(self.config.train, self.device, self.side**2, self.dtype):
             answer = self.unet(
                 noisy.to(self.dtype), timesteps, self.hidden[rows], added_cond_kwargs=self.added, return_dict=False
             )[0]

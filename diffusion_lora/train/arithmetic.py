@@ -9,29 +9,40 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusion_lora.config import TrainTable
+from diffusion_lora.train.widened import has_products, widened_where_needed
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SHORT_TOKENS = 1024  # beyond it the matrix of attention weights costs more memory than it saves time
 
 
 @contextmanager
-def arithmetic(table: TrainTable, device: torch.device, tokens: int) -> Iterator[None]:
-    """The context of one forward pass over latents of `tokens` = height x width.
+def arithmetic(
+    table: TrainTable, device: torch.device, tokens: int, stored: torch.dtype = torch.float32
+) -> Iterator[None]:
+    """The context of one forward pass over latents of `tokens` = height x width, through a base stored as `stored`.
 
     One context a pass, never around an optimizer step: autocast keeps the casts of weights while it lasts. On the CPU
     the backward pass of torch's fused attention is slow: over short sequences plain matrix products take 11 % off a
     whole step of pocket (538 ms for 603 ms of CPU time, batch 8, wide targets).
     """
     with (
-        torch.autocast(device.type, _DTYPES[table.precision], enabled=table.precision != "fp32"),
-        attention(device, tokens),
+        torch.autocast(device.type, _DTYPES[table.precision], enabled=in_half(table, device, stored)),
+        kernels(device, tokens, stored),
     ):
         yield
 
 
+def in_half(table: TrainTable, device: torch.device, stored: torch.dtype) -> bool:
+    """Whether numbers are rounded to half precision on the way: as asked for, but not where that has no gain at all, on
+    a processor that has no instructions for it with weights that are fp32 anyway."""
+    if table.precision == "fp32":
+        return False
+    return device.type != "cpu" or stored != torch.float32 or has_products(_DTYPES[table.precision])
+
+
 @contextmanager
-def attention(device: torch.device, tokens: int) -> Iterator[None]:
-    """The attention of a pass alone: what a checkpointed layer needs to be computed again as it was."""
-    plain = device.type == "cpu" and tokens <= _SHORT_TOKENS
-    with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+def kernels(device: torch.device, tokens: int, stored: torch.dtype) -> Iterator[None]:
+    """By which code a pass is computed: what a checkpointed layer needs to be computed again as it was."""
+    plain = device.type == "cpu" and tokens <= _SHORT_TOKENS and has_products(stored)
+    with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext(), widened_where_needed(device, stored):
         yield

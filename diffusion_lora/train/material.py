@@ -30,6 +30,7 @@ from diffusion_lora.errors import ConfigError
 from diffusion_lora.families.family import Conditioning, Model, encode_image
 from diffusion_lora.train.reading import encode_captions
 from diffusion_lora.train.residency import AUTOENCODER, at_work
+from diffusion_lora.train.widened import widened_where_needed
 
 PROGRESS_EVERY_S = 5.0
 _PROBE_LATENTS = 8  # the side of the little picture by which an autoencoder is known
@@ -198,7 +199,11 @@ def _encode_pictures(model: Model, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _encode_frozen(model: Model, table: DatasetTable, captions: Sequence[str]) -> Mapping[str, Tensor]:
     """Outside the arithmetic of a forward pass: what is kept has the encoder's own precision."""
-    with torch.autocast(model.device.type, enabled=False), at_work(model, list(model.text_encoders)):
+    with (
+        torch.autocast(model.device.type, enabled=False),
+        widened_where_needed(model.device, model.dtype),
+        at_work(model, list(model.text_encoders)),
+    ):
         return encode_captions(model, table, captions).tensors
 
 

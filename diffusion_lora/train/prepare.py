@@ -29,7 +29,7 @@ from diffusion_lora.lora.dropout import DropoutRates
 from diffusion_lora.lora.header import tensor_hash
 from diffusion_lora.lora.start import start_from
 from diffusion_lora.lora.trainable import Recipe, TrainableAdapter
-from diffusion_lora.train.arithmetic import arithmetic, attention
+from diffusion_lora.train.arithmetic import arithmetic, in_half, kernels
 from diffusion_lora.train.conditioning import learning, teach, text_learns, words_to_learn
 from diffusion_lora.train.material import (
     NOWHERE,
@@ -131,8 +131,8 @@ def prepare(
         latents=material.latents,
         schedule=schedule,
         condition=condition,
-        arithmetic=partial(_forward_pass, list(adapters.values()), config, device, largest),
-        again=partial(attention, device, largest),
+        arithmetic=partial(_forward_pass, list(adapters.values()), config, device, largest, model.dtype),
+        again=partial(kernels, device, largest, model.dtype),
         notes=(*told, *material.notes, *own_notes, *([room] if room else [])),
         held_out=material.held_out,
         folded=tuple((tensor_hash(path), strength) for _, strength, (path, _) in folded),
@@ -196,11 +196,11 @@ def _recipe(config: TrainConfig) -> Recipe:
 
 @contextmanager
 def _forward_pass(
-    adapters: Sequence[TrainableAdapter], config: TrainConfig, device: torch.device, tokens: int
+    adapters: Sequence[TrainableAdapter], config: TrainConfig, device: torch.device, tokens: int, stored: torch.dtype
 ) -> Iterator[None]:
     for adapter in adapters:
         adapter.begin_pass()
-    with arithmetic(config.train, device, tokens):
+    with arithmetic(config.train, device, tokens, stored):
         yield
 
 
@@ -218,6 +218,10 @@ def _base_dtype(config: TrainConfig, device: torch.device) -> str:
 
 def _notes(config: TrainConfig, model: Model, dataset: Dataset) -> tuple[str, ...]:
     notes = list(model.notes)
+    if config.train.precision != "fp32" and not in_half(config.train, model.device, model.dtype):
+        notes.append(
+            f"this processor has no instructions for {config.train.precision}: it computes in fp32, which is faster"
+        )
     reader = model_reader(config.dataset, model)
     long = [item.name for index, item in enumerate(dataset.items) if reader.read(dataset.caption(index, 0)).cut]
     if long:
