@@ -179,7 +179,7 @@ def _told(name: str, folder: Path, config: TrainConfig, events: Sequence[Mapping
         seconds_left=last.get("seconds_left"),
         seconds=ended.get("seconds") if ended and ended["kind"] == "end" and in_one_go else None,
         began=began,
-        notes=tuple(event["text"] for event in of.get("note", [])),
+        notes=tuple(str(event["text"]) for event in events if event["kind"] in ("note", "calibration")),
         problems=tuple(f"{event['picture']}: {event['text']}" for event in of.get("problem", [])),
         warnings=tuple(event["text"] for event in of.get("warning", [])),
         validation=tuple(

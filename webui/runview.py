@@ -15,6 +15,8 @@ _POINTS = 500
 _SMOOTHING = 0.025
 """Width of the smoothing, as a share of what is drawn."""
 _SHOWN_COLUMNS = 8
+_TREND_STEPS = 50
+"""Fewer steps have no course."""
 
 
 def figures(story: Story | None) -> str:
@@ -162,15 +164,25 @@ def _state_line(story: Story) -> tuple[str, str]:
 
 
 def _trend(story: Story) -> tuple[str, str] | None:
-    """The mean of the newest tenth of the steps against that of the first."""
-    losses = [loss for _, loss in story.losses]
-    if len(losses) < 20:
+    """Where the training loss goes, by the means of its first and newest fifths; nothing where held-out pictures tell
+    it better. A step's loss is mostly the luck of its timesteps: less than twice the means' error says nothing."""
+    losses = [loss for _, loss in story.losses if math.isfinite(loss)]
+    if len(story.validation) > 1 or len(losses) < _TREND_STEPS:
         return None
-    tenth = max(5, len(losses) // 10)
-    first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
-    if last < 0.97 * first:
-        return "good", f"The loss {'falls' if story.is_under_way else 'fell'}: {last:.3f}, from {first:.3f}."
-    return "careful", f"The loss does not fall ({last:.3f}, from {first:.3f}): a higher learning rate may help."
+    fifth = len(losses) // 5
+    (first, first_error), (last, last_error) = _mean(losses[:fifth]), _mean(losses[-fifth:])
+    between = f"{last:.3f} on average, {first:.3f} at first"
+    if abs(last - first) <= 2 * math.hypot(first_error, last_error):
+        return "dim", f"The training loss does not tell yet: {between}, which its noise explains."
+    if last < first:
+        return "good", f"The training loss {'falls' if story.is_under_way else 'fell'}: {between}."
+    return "careful", f"The training loss {'rises' if story.is_under_way else 'rose'}: {between}. A lower rate may do."
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """The mean and its standard error."""
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
 def _held_out(story: Story) -> tuple[str, str] | None:
