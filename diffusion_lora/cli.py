@@ -561,15 +561,30 @@ def words() -> None:
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")],
-    out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="By default DIR/report.html.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="By default DIR/report.html; the picture lies beside it.")
+    ] = None,
 ) -> None:
-    """Tell a run on one page: curves, health, previews, captions, settings; a file that needs nothing beside it."""
-    from diffusion_lora.faces.run_report import run_report
+    """Tell a run on one page, and in one picture: curves, health, previews, strength, spectrum, captions, settings."""
+    from diffusion_lora.faces.page import save_page
+    from diffusion_lora.faces.run_report import Learned, run_report
+    from diffusion_lora.faces.run_sheet import draw_run
     from diffusion_lora.run import Run, write_atomically
 
+    run, learned = Run.open(folder), None
+    if run.adapter_path.exists():
+        from diffusion_lora.lora.adapter import read_adapter
+        from diffusion_lora.lora.advice import advice, needs_of
+        from diffusion_lora.lora.spectrum import SHARES, spectrum
+
+        found = spectrum(read_adapter(run.adapter_path))
+        learned = Learned(found, advice(needs_of(found), notes=found.notes), SHARES)
     path = out or folder / "report.html"
-    write_atomically(path, run_report(Run.open(folder)).encode())
+    write_atomically(path, run_report(run, learned).encode())
+    picture = path.with_suffix(".png")
+    save_page(draw_run(run, learned), picture)
     print(path)
+    print(picture)
 
 
 @app.command()

@@ -76,7 +76,7 @@ def draw_page(title: str, subtitle: str, adapters: Sequence[AdapterFacts]) -> Im
     """One card below the other under a headline; RGB, 1400 pixels wide."""
     height = _HEAD_HEIGHT + len(adapters) * (_CARD_HEIGHT + _GAP) + _MARGIN - _GAP
     page = Image.new("RGB", (_WIDTH * _SCALE, height * _SCALE), _PAPER)
-    draw = _Canvas(page)
+    draw = Canvas(page)
     draw.text((_MARGIN, 34), title, 40, _INK)
     draw.text((_MARGIN, 86), subtitle, 19, _SOFT)
     for index, facts in enumerate(adapters):
@@ -92,7 +92,7 @@ def save_page(page: Image.Image, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-class _Canvas:
+class Canvas:
     """ImageDraw in the page's pixels, whatever the scale it is drawn at."""
 
     def __init__(self, image: Image.Image) -> None:
@@ -124,7 +124,7 @@ class _Canvas:
         self.image.paste(tile, (round(xy[0] * _SCALE), round(xy[1] * _SCALE)), mask)
 
 
-def _draw_card(draw: _Canvas, facts: AdapterFacts, top: float, hue: str) -> None:
+def _draw_card(draw: Canvas, facts: AdapterFacts, top: float, hue: str) -> None:
     left, right = _MARGIN, _WIDTH - _MARGIN
     draw.box((left, top, right, top + _CARD_HEIGHT), _CARD, radius=14)
     draw.box((left, top + 34, left + 6, top + 74), hue, radius=3)
@@ -145,7 +145,7 @@ def _draw_card(draw: _Canvas, facts: AdapterFacts, top: float, hue: str) -> None
 
 
 def _draw_losses(
-    draw: _Canvas, losses: Sequence[tuple[int, float]], box: tuple[float, float, float, float], hue: str
+    draw: Canvas, losses: Sequence[tuple[int, float]], box: tuple[float, float, float, float], hue: str
 ) -> None:
     left, top, right, bottom = box
     draw.text((left, top - 42), "loss", 17, _INK)
