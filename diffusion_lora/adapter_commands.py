@@ -288,6 +288,65 @@ def spectrum(
 
 
 @app.command()
+def calibrate(
+    file: _File,
+    base: Annotated[str, typer.Option(metavar="NAME", help="The base it is used on.")] = "pocket",
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", metavar="TEXT", help="What to draw, 4 or more; by default everyday things."),
+    ] = None,
+    pictures: Annotated[int, typer.Option(min=4, metavar="N", help="Pictures at each strength.")] = 12,
+    steps: Annotated[int, typer.Option(min=2, metavar="N", help="Sampling steps of these.")] = 10,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    note: Annotated[
+        bool, typer.Option("--note", help="Write it into the file's header, and beside it as A1111's preferred weight.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--fold", metavar="FILE", help="A new file of which 1.0 is this strength.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Find the strength at which a LoRA does what it is for and leaves what prompts ask for; as slow as 60 pictures."""
+    from diffusion_lora.faces.progress import watch_drawing
+
+    if out is not None:
+        _check_new(out, "--fold")
+
+    from diffusion_lora.families.family import load_base
+    from diffusion_lora.lora.adapter import read_adapter
+    from diffusion_lora.lora.bank import AdapterBank
+    from diffusion_lora.lora.calibrated import note_calibration
+    from diffusion_lora.train.calibrate import calibrate as calibrated
+
+    adapter = read_adapter(file)
+    model = load_base(base, device=device)
+    console = _console(stderr=as_json)
+    with watch_drawing(console, "drawing at several strengths") as progress:
+        bank = AdapterBank(model.components, model.layout.title)
+        found = calibrated(
+            model, bank, adapter, prompts=prompts or (), pictures=pictures, steps=steps, progress=progress
+        )
+    facts = found.facts(model.weights_hash)
+    if note:
+        note_calibration(file, facts)
+    if out is not None:
+        from diffusion_lora.train.calibrate import write_folded
+
+        write_folded(adapter, out, facts, out.stem)
+    if as_json:
+        _print_json({"file": str(file), **facts, "text": found.sentence, "seconds": round(found.seconds, 1)})
+        return
+    from diffusion_lora.faces.adapter_tables import say, show_looks
+
+    show_looks(console, found)
+    say(console, found.sentence)
+    if note:
+        say(console, f"noted in {file} and beside it")
+    if out is not None:
+        say(console, f"{out}: its strength 1 is strength {facts['strength']:g} of {file}")
+
+
+@app.command()
 def scale(
     file: Annotated[
         Path | None,

@@ -51,6 +51,8 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Every = Annotated[int, Field(ge=0)]
 
+_CALIBRATION_PROMPTS = 4  # fewer do not tell what pictures have in common
+
 
 class Table(BaseModel):
     """One [table]: frozen, unknown keys refused, no silent conversion ("16" is not 16), no infinities."""
@@ -379,6 +381,32 @@ class OutputTable(Table):
     dtype: Literal["fp16", "bf16", "fp32"] = Field(default="fp16", description="storage of the saved adapter")
 
 
+class CalibrationTable(Table):
+    """Which strength the finished adapter is to be used at (diffusion-lora adapter calibrate)."""
+
+    mode: Literal["off", "tell", "fold"] = Field(
+        default="off",
+        description="after the last step, find the strength that suits: say it in the file (tell), make it 1.0 (fold)",
+    )
+    prompts: tuple[str, ...] = Field(
+        default=(), description="what is drawn for it; [] = everyday things, with the trigger word"
+    )
+    pictures: int = Field(
+        default=12, ge=4, le=64, description="pictures at each strength; it costs 5 to 7 times as many"
+    )
+    steps: int = Field(default=10, ge=2, description="sampling steps of these")
+
+
+class TrackingTable(Table):
+    """The figures of a run in other programs as well, while it goes; its folder stays the truth."""
+
+    tensorboard: bool = Field(default=False, description="event files for TensorBoard, in the run's own folder")
+    wandb: Literal["off", "online", "offline"] = Field(
+        default="off", description="W&B: online with the account of this machine, offline for wandb sync"
+    )
+    project: str = Field(default="diffusion-lora", min_length=1, description="W&B's project")
+
+
 class TrainConfig(Table):
     """All that determines a training run."""
 
@@ -392,6 +420,8 @@ class TrainConfig(Table):
     checkpoint: CheckpointTable = CheckpointTable()
     preview: PreviewTable = PreviewTable()
     validation: ValidationTable = ValidationTable()
+    calibration: CalibrationTable = CalibrationTable()
+    tracking: TrackingTable = TrackingTable()
     output: OutputTable = OutputTable()
     sweep: dict[str, tuple[Any, ...]] = Field(
         default={}, description="settings with several values: an adapter for each, trained side by side"
@@ -529,6 +559,11 @@ def _contradiction(config: TrainConfig) -> str | None:
         return 'lora.dora and lora.initial = "pissa" exclude each other: choose one of them'
     if config.lora.start_from and config.lora.initial == "pissa":
         return 'lora.start_from and lora.initial = "pissa" exclude each other: choose one of them'
+    if 0 < len(config.calibration.prompts) < _CALIBRATION_PROMPTS:
+        return (
+            f"calibration.prompts holds {len(config.calibration.prompts)}: give {_CALIBRATION_PROMPTS} or more, or [] "
+            "for everyday things"
+        )
     if config.word.text and optimizer.word_lr == 0:
         return "optimizer.word_lr = 0 would leave the word as it starts: set it above 0, or word.text empty"
     if config.loss.debiased and config.loss.min_snr_gamma is not None:

@@ -20,6 +20,8 @@ Every event has `time` (Unix seconds) and `kind`; a process that runs in front o
                 first [{picture, score, z}]: those that fight the rest most, by the looks so far
     parity      step, path, difference, agrees (, adapter): the file, read again, against the adapter in training: the
                 largest difference of latents drawn with each, as a share of their range (null: it cannot be read)
+    calibration step, path, strength (that suits the file), folded (into alpha: 1 is that strength now), looks
+                [[strength, effect, content]], seconds, text (, adapter)
     preview     step, paths (relative to the folder)
     checkpoint  step, path
     stop        step, reason: the run ended early; what there is of the adapter is written

@@ -8,6 +8,7 @@
     previews/       pictures drawn on the way
     adapter.safetensors, or of a [sweep] adapter-rank4.safetensors, ...
     embeddings/     the word that was learned with it, for programs that load it alone; of a sweep in embeddings/rank4/
+    tensorboard/, wandb/    the same figures for these programs, where [tracking] wants them
     inbox/          what others ask of the process at work (see `inbox`)
     run.lock        held by the process at work; run.lock.json says which one
     console.txt     what a process started by the queue printed
@@ -46,6 +47,8 @@ _FREE_TO_CHANGE = (
     "validation.patience",
     "validation.result",
     "validation.picture_looks",
+    "calibration.",
+    "tracking.",
     "output.",
 )
 
@@ -221,6 +224,7 @@ def _never_began(folder: Path) -> bool:
     names = {entry.name for entry in folder.iterdir()}
     made = {"config.toml", "checkpoints", "previews"}
     kept = {"events.jsonl", "log.txt", "dataset.json", "inbox", "run.lock", "run.lock.json", "console.txt"}
+    kept |= {"tensorboard", "wandb"}
     return (
         made <= names <= made | kept
         and not any(any((folder / name).iterdir()) for name in ("checkpoints", "previews"))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from diffusion_lora.lora.report import LoadReport
     from diffusion_lora.lora.scale import EqualSetting, Setting
     from diffusion_lora.lora.spectrum import LayerSpectrum, Spectrum
+    from diffusion_lora.train.calibrate import Calibration
 
 
 def say(console: Console, text: str) -> None:
@@ -105,6 +106,18 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
     say(console, comparison.advice)
     for note in comparison.notes:
         say(console, f"note: {note}")
+
+
+def show_looks(console: Console, found: Calibration) -> None:
+    """What was measured at each strength, the proposed one marked."""
+    table = _table("strength", "effect", "content", "both")
+    best = max(found.looks, key=lambda look: look.score)
+    for look in found.looks:
+        mark = " <" if look is best else ""
+        table.add_row(
+            f"{look.strength:.2f}", f"{look.effect:.3f}", f"{100 * look.content:.0f} %", f"{look.score:.3f}{mark}"
+        )
+    console.print(table)
 
 
 def show_folding(console: Console, folding: Folding) -> None:

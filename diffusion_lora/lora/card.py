@@ -13,6 +13,7 @@ from pathlib import Path
 from diffusion_lora.adopted import models, roots
 from diffusion_lora.errors import AdapterFileError
 from diffusion_lora.layouts.layout import layout_of_width
+from diffusion_lora.lora.calibrated import calibrated_strength
 from diffusion_lora.lora.formats import foreign
 from diffusion_lora.lora.formats.forms import DOWN, Shape
 from diffusion_lora.lora.formats.names import parse
@@ -29,8 +30,8 @@ class Card:
 
     `name` is its place below that folder without the suffix ("mine/robot"); `rank` the one that most layers have and
     `alpha` what the metadata says; `kind` is style, subject, character or concept where the metadata's tags say so;
-    `base` is what it was trained on. What is unknown is empty or None. `changed` is in unix seconds. From what is noted
-    beside the file come `preferred_weight`, 0 for none, and `preview`, a picture.
+    `base` is what it was trained on. What is unknown is empty or None. `changed` is in unix seconds. `preferred_weight`
+    is what is noted beside the file, else what calibration wrote into it, 0 for none; `preview` a picture beside it.
     """
 
     name: str
@@ -72,7 +73,12 @@ def workspace_cards(workspace: Workspace) -> list[Card]:
         card, notes = read_card(model.path, model.name), read_notes(model.path, inside)
         words = card.trigger_word or " ".join(notes.activation_text.split())
         cards.append(
-            replace(card, trigger_word=words, preferred_weight=notes.preferred_weight, preview=notes.preview)
+            replace(
+                card,
+                trigger_word=words,
+                preferred_weight=notes.preferred_weight or card.preferred_weight,
+                preview=notes.preview,
+            )
         )
     return cards
 
@@ -99,6 +105,7 @@ def read_card(path: Path, name: str) -> Card:
         trigger_word=metadata.get("modelspec.trigger_phrase", ""),
         base=metadata.get("ss_sd_model_name", "") or _family(layers),
         problem="" if layers else problem,
+        preferred_weight=calibrated_strength(metadata),
     )
 
 

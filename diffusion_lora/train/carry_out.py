@@ -21,7 +21,10 @@ from diffusion_lora.device_lock import Holder, hold
 from diffusion_lora.errors import OutputError, RunInterrupted, UserError
 from diffusion_lora.events import Progress, ignore, read_events
 from diffusion_lora.inbox import taken
+from diffusion_lora.lora.calibrated import calibrated_strength
+from diffusion_lora.lora.header import read_header
 from diffusion_lora.run import Run
+from diffusion_lora.sidecar import write_notes
 from diffusion_lora.train.interrupt import interrupted
 from diffusion_lora.train.team import is_leader
 from diffusion_lora.workspace import Workspace, check_name, sha256, workspace_of
@@ -125,6 +128,8 @@ def _publish(workspace: Workspace, run: Run, tell: Tell) -> list[Path]:
         path = workspace.publish(file, name, earlier=before)
         if path.stem != name and (before is None or path != before[0]):
             tell("note", text=f"there is a LoRA {name} already: this one is called {path.stem}")
+        if strength := calibrated_strength(read_header(path).metadata):
+            write_notes(path, {"preferred_weight": strength})
         which = {"adapter": variant} if variant else {}
         tell("published", path=workspace.relative(path), sha256=sha256(path), **which)
         paths.append(path)

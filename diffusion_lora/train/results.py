@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lora.data.dataset import Dataset
+from diffusion_lora.errors import AdapterFileError
 from diffusion_lora.events import read_events
-from diffusion_lora.lora.adapter import Adapter, write_adapter, write_word
+from diffusion_lora.lora.adapter import Adapter, read_adapter, write_adapter, write_word
+from diffusion_lora.lora.calibrated import note_calibration
 from diffusion_lora.lora.metadata import TrainingFacts, training_metadata
 from diffusion_lora.lora.set_metadata import FolderFacts
 from diffusion_lora.run import Run
 from diffusion_lora.sweep import comparison
+from diffusion_lora.train.calibrate import calibrate, write_folded
 from diffusion_lora.train.learner import Learner
 from diffusion_lora.train.material import picture_size_px
 from diffusion_lora.train.prepare import Prepared
+from diffusion_lora.train.residency import at_work
 
 _LAST = 0.25  # share of the steps over which losses are compared: one step's loss says little
 
@@ -107,3 +111,49 @@ def _facts(run: Run, ready: Prepared, learner: Learner, step: int) -> TrainingFa
         finished_at=time.time(),
         layers=[layer.facts for layer in learner.adapter.layers.values()],
     )
+
+
+def tell_calibration(
+    run: Run, ready: Prepared, learners: Sequence[Learner], step: int, tell: Callable[..., None]
+) -> None:
+    """Find the strength that suits each finished file, if `calibration.mode` wants it; say it in the file, beside it
+    and as a `calibration` event. An adapter that moves nothing has none, which is told. Raises OutputError."""
+    table = run.config.calibration
+    if table.mode == "off":
+        return
+    looks = f"{len(table.prompts) or table.pictures} pictures at 5 to 7 strengths"
+    tell("note", text=f"the strength that suits is looked for with {looks} (calibration.mode)")
+    for learner in learners:
+        if learner.diverged_at is not None:
+            continue
+        path, which = run.adapter_file(learner.name), {"adapter": learner.name} if learner.name else {}
+        try:
+            adapter = read_adapter(path)
+            with at_work(ready.model, list(ready.model.text_encoders)):
+                found = calibrate(
+                    ready.model, ready.bank, adapter,
+                    prompts=table.prompts, pictures=table.pictures, steps=table.steps,
+                )  # fmt: skip
+        except AdapterFileError as error:
+            tell("note", text=f"no strength is proposed for {path.name}: {error}")
+            continue
+        facts, folded = found.facts(ready.model.weights_hash), False
+        if table.mode == "fold":
+            try:
+                write_folded(adapter, path, facts)
+                folded = True
+            except AdapterFileError as error:  # DoRA
+                tell("note", text=str(error))
+        if not folded:
+            note_calibration(path, facts)
+        tell(
+            "calibration",
+            step=step,
+            path=path.name,
+            strength=facts["strength"],
+            folded=folded,
+            looks=facts["looks"],
+            seconds=round(found.seconds, 1),
+            text=found.sentence,
+            **which,
+        )

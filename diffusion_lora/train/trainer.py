@@ -36,8 +36,9 @@ from diffusion_lora.train.parity import tell_parity
 from diffusion_lora.train.passes import draw_passes, forward_backward
 from diffusion_lora.train.prepare import prepare
 from diffusion_lora.train.preview import draw_previews, previews_of
-from diffusion_lora.train.results import tell_comparison, write_adapters
+from diffusion_lora.train.results import tell_calibration, tell_comparison, write_adapters
 from diffusion_lora.train.team import Team, joined_team
+from diffusion_lora.train.trackers import tracked
 from diffusion_lora.train.validate import Validation
 from diffusion_lora.train.watch import Watch
 
@@ -61,10 +62,10 @@ def train(
     is not finite, before anything is saved or told of a later step (the last checkpoint stays); RunInterrupted after
     Ctrl-C, SIGTERM or a request to stop or pause, with everything saved and the adapter so far written.
     """
-    with joined_team(config.train.device) as team:
+    with joined_team(config.train.device) as team, tracked(run, config, progress, leads=team.leads) as watcher:
         if from_step is not None and team.leads:
             go_back(run, from_step)
-        return _train(run, config, team, resume or from_step is not None, progress, late)
+        return _train(run, config, team, resume or from_step is not None, watcher, late)
 
 
 def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Progress, late: int | None) -> Path:
@@ -183,6 +184,7 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
             tell("preview", step=step, paths=paths)
             watch.previews(step, paths)
         validation.conclude(step)
+        tell_calibration(run, ready, well, step, tell)
         tell_comparison(run, learners, tell)
     path = next(run.adapter_file(learner.name) for learner in learners if learner.diverged_at is None)
     tell("end", step=step, path=path.name, seconds=round(time.monotonic() - started_s, 1))
