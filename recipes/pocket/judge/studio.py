@@ -213,6 +213,7 @@ def judge_style(
             "object": percent(seen.object_is(kinds)),
             "colour": percent(seen.colour_is(kinds, colours)),
             "background": percent(seen.background_is([p.background for p in prompts])),
+            "style and object": percent(seen.style_is(style) & seen.object_is(kinds)),
         }
         pictures += drawn
     return report, pictures
