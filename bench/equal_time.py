@@ -45,7 +45,13 @@ from recipes.pocket.judge.studio import Studio, judge_style, judge_subject
 from recipes.pocket.make_sets import CHARACTER, STYLE
 
 SETS, SECONDS = ("style", "subject"), (60, 150)
-RATES = {"ours": (2e-3, 4e-3), "theirs": (1e-3, 2e-3, 4e-3, 8e-3)}
+RATES = {  # theirs: doubled until it got worse
+    ("style", "ours"): (2e-3, 4e-3),
+    ("style", "theirs"): (1e-3, 2e-3, 4e-3, 8e-3),
+    ("subject", "ours"): (2e-3, 4e-3, 8e-3, 16e-3),
+    ("subject", "theirs"): (1e-3, 2e-3, 4e-3, 8e-3, 16e-3),
+}
+WHO = ("ours", "theirs")
 RANK, BATCH, SIZE_PX, WARMUP = 16, 8, 128, 20
 TRIAL_PROMPTS = 12
 PACE_STEPS, BF16_STEPS = 22, 3
@@ -152,7 +158,7 @@ def plans(folder: Path) -> list[Plan]:
     """What is compared, each at the rate that `rates` found best for it."""
     found = json.loads((folder / "rates.json").read_text())
     return [
-        Plan(who, kind, seconds, found[kind][who]["best"]) for seconds in SECONDS for kind in SETS for who in RATES
+        Plan(who, kind, seconds, found[kind][who]["best"]) for seconds in SECONDS for kind in SETS for who in WHO
     ]
 
 
@@ -188,15 +194,16 @@ def measure_pace(folder: Path) -> None:
     Both compute in the precision in which theirs is faster on the first set: where a processor has no instructions for
     bf16, that is fp32.
     """
-    theirs = Plan("theirs", SETS[0], 0, RATES["theirs"][0])
+    theirs = Plan("theirs", SETS[0], 0, RATES[SETS[0], "theirs"][0])
     halves = _per_step(executed(folder, theirs, BF16_STEPS, "bf16")["stamps"])
     pace: dict[str, Any] = {"theirs in bf16": halves, "precision": "no"}
     for kind in SETS:
-        full = _per_step(executed(folder, Plan("theirs", kind, 0, RATES["theirs"][0]), PACE_STEPS, "no")["stamps"])
+        theirs = Plan("theirs", kind, 0, RATES[kind, "theirs"][0])
+        full = _per_step(executed(folder, theirs, PACE_STEPS, "no")["stamps"])
         if halves < full and kind == SETS[0]:
             pace["precision"] = "bf16"
         shutil.rmtree(folder / "cache", ignore_errors=True)
-        ours = Plan("ours", kind, 0, RATES["ours"][0])
+        ours = Plan("ours", kind, 0, RATES[kind, "ours"][0])
         cold, warm = (executed(folder, ours, PACE_STEPS, pace["precision"]) for _ in range(2))
         pace[kind] = {
             "theirs": full if pace["precision"] == "no" else halves,
@@ -254,15 +261,15 @@ def judged(folder: Path, plan: Plan, studio: Studio, prompts: int | None = None)
 
 def try_rates(folder: Path) -> None:
     """Each trainer at each rate for the shortest time, on the first prompts; rates.json says which was best."""
-    tried = [Plan(who, kind, SECONDS[0], rate) for kind in SETS for who, rates in RATES.items() for rate in rates]
+    tried = [Plan(who, kind, SECONDS[0], rate) for (kind, who), rates in RATES.items() for rate in rates]
     train_all(folder, tried)
     studio = Studio.open(device="cpu")
-    found: dict[str, Any] = {kind: {who: {"judged": {}} for who in RATES} for kind in SETS}
+    found: dict[str, Any] = {kind: {who: {"judged": {}} for who in WHO} for kind in SETS}
     for plan in tried:
         found[plan.kind][plan.who]["judged"][f"{plan.rate:g}"] = judged(folder, plan, studio, TRIAL_PROMPTS)
-    for of_set in found.values():
+    for kind, of_set in found.items():
         for who, seen in of_set.items():
-            seen["best"] = max(RATES[who], key=lambda rate: _order(seen["judged"][f"{rate:g}"]))
+            seen["best"] = max(RATES[kind, who], key=lambda rate: _order(seen["judged"][f"{rate:g}"]))
     (folder / "rates.json").write_text(json.dumps(found))
 
 
