@@ -1,7 +1,7 @@
 """Does a training tell the truth about itself? The long checks of health, validation and wrong captions, on pocket.
 
     python -m bench.telling captions [--seeds 3] [--steps 350]    two wrong captions among 24: are both named first?
-    python -m bench.telling healthy  [--seeds 10] [--steps 50]    the shipped presets: does any give a warning?
+    python -m bench.telling healthy  [--seeds 10] [--steps 120]   the shipped presets: does any give a warning?
     python -m bench.telling overfit  [--steps 1050]               12 pictures, three times the steps: does it turn?
 
 Each writes bench/results/telling-PART-DATE.json; every figure comes from the events of the runs, and of `overfit` from
@@ -42,8 +42,8 @@ from recipes.pocket.make_sets import STYLE
 
 _RESULTS = Path(__file__).parent / "results"
 _POCKET_PRESETS = ("pocket-style", "pocket-subject")
-_FULL_LENGTH = 1  # so many seeds of a healthy preset run to its own end
-_PATIENCE = 4  # measurements, 25 steps apart
+_FULL_LENGTH = 2  # so many seeds of a healthy preset run to its own end
+_PATIENCE, _EVERY = 4, 25  # measurements without a lower loss before a run is stopped; steps between them
 
 
 def with_settings(config: TrainConfig, *settings: str) -> TrainConfig:
@@ -108,7 +108,7 @@ def wrong_captions(work: Path, seeds: int, steps: int) -> dict[str, Any]:
 def false_alarms(work: Path, seeds: int, steps: int) -> dict[str, Any]:
     """The presets that train on pocket, as they are but for seed and length: warnings of each run.
 
-    The first seed runs to the preset's own end, the others for `steps` steps, with the schedule of that length.
+    The first two seeds run to the preset's own end, the others for `steps` steps, with the schedule of that length.
     """
     rows = []
     for seed in [*range(_FULL_LENGTH, seeds), *range(min(seeds, _FULL_LENGTH))]:
@@ -140,7 +140,7 @@ def overfitting(work: Path, seeds: int, steps: int) -> dict[str, Any]:
         stopped, whole = work / f"overfit-{seed}", work / f"overfit-{seed}-whole"
         config = with_settings(
             preset, f"dataset.path={pictures}", f"train.seed={seed}", f"train.steps={steps}",
-            "validation.pictures=-1", f"validation.patience={_PATIENCE}", "validation.every=25",
+            "validation.pictures=-1", f"validation.patience={_PATIENCE}", f"validation.every={_EVERY}",
         )  # fmt: skip
         ended = trained(stopped, config)[-1]
         if not whole.exists():
@@ -179,7 +179,7 @@ def _judged(stopped: Path, whole: Path) -> dict[str, Any]:
     return report
 
 
-_PARTS = {"captions": (wrong_captions, 3, 350), "healthy": (false_alarms, 10, 50), "overfit": (overfitting, 1, 1050)}
+_PARTS = {"captions": (wrong_captions, 3, 350), "healthy": (false_alarms, 10, 120), "overfit": (overfitting, 1, 1050)}
 
 
 def main() -> None:
