@@ -4,7 +4,8 @@
     python -m bench.calibration propose --work DIR NAME=ADAPTER.safetensors ...    proposals, kept beside the curves
     python -m bench.calibration write   --work DIR NAME=ADAPTER.safetensors ...    both, into bench/results
 
-NAME is a style of pocket's drawn world. The judge is the tests'; calibration does not know it; its prompts are others.
+NAME is a style of pocket's drawn world, or STYLE@WORD for another adapter of it. The judge is the tests'; calibration
+does not know it, and its prompts are others.
 
 What "the one that maximises (style right and object right)" is was settled before any curve was looked at. Of each of
 the first 16 prompts of tests/judge/prompts.json the judge gives the probability that the style is the asked one, times
@@ -46,16 +47,16 @@ Curve = dict[str, dict[str, Any]]
 _RESULTS = Path(__file__).parent / "results"
 
 
-def judged(studio: Studio, style: str, adapter: Path, work: Path) -> Curve:
+def judged(studio: Studio, name: str, adapter: Path, work: Path) -> Curve:
     """The curve of one adapter, by strength in tenths; kept in `work`, and gone on with from there."""
-    file = work / f"judged-{style}.json"
+    file, style = work / f"judged-{name}.json", name.partition("@")[0]
     curve: Curve = json.loads(file.read_text()) if file.exists() else {}
 
     def look(tenths: int) -> float:
         if str(tenths) not in curve:
             curve[str(tenths)] = _judge(studio, style, adapter, tenths / 10)
             file.write_text(json.dumps(curve))
-            print(style, tenths / 10, {k: v for k, v in curve[str(tenths)].items() if k != "right"}, flush=True)
+            print(name, tenths / 10, {k: v for k, v in curve[str(tenths)].items() if k != "right"}, flush=True)
         return mean_right(curve, tenths)
 
     for tenths in range(FIRST, LAST + 1, 2):
