@@ -47,7 +47,7 @@ h2 { font-size: 17px; margin: 0 0 10px } h3 { font-size: 14px; margin: 18px 0 6p
 p { margin: 6px 0 } ul { margin: 0; padding-left: 18px } li { margin: 3px 0; overflow-wrap: anywhere }
 .dim { color: var(--soft) } .warn { color: var(--warn) }
 .tiles { display: flex; flex-wrap: wrap; gap: 12px; margin-top: 18px }
-.tiles div { background: var(--card); border-radius: 12px; padding: 12px 18px; min-width: 118px }
+.tiles div { background: var(--card); border-radius: 12px; padding: 12px 18px; flex: 1 1 auto }
 .tiles b { display: block; font-size: 22px; line-height: 1.2; font-variant-numeric: tabular-nums }
 .tiles span { color: var(--soft); font-size: 13px }
 .scroll { overflow-x: auto }
@@ -124,8 +124,7 @@ def run_facts(run: Run, of: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[
     tiles.append((str(start.get("pictures", "?")), "pictures"))
     tiles.append((f"{run.config.lora.rank}", f"rank, alpha {run.config.lora.alpha:g}"))
     if measured := losses_of(of.get("validation", [])):
-        step, loss = min(measured, key=lambda pair: pair[1])
-        tiles.append((f"{loss:.4f}", f"lowest loss on others, step {step}"))
+        tiles.append((f"{min(loss for _, loss in measured):.4f}", "best held-out loss"))
     if strengths := of.get("calibration"):
         strength = f"{strengths[-1]['strength']:g}"
         folded = bool(strengths[-1]["folded"])

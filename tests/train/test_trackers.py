@@ -81,3 +81,12 @@ def test_a_package_that_is_missing_is_told_before_anything_is_done(config: Train
     with pytest.raises(ConfigError, match=r"tracking.wandb needs the package wandb, which is not installed"):
         train(run, run.config)
     assert not (run.folder / "events.jsonl").exists()
+
+
+def test_wandb_keeps_an_offline_run_in_the_runs_own_folder(config: TrainConfig, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    run = Run.create(tmp_path / "run", changed(config, "tracking.wandb=offline"))
+    train(run, run.config)
+    assert list((run.folder / "wandb").glob("offline-run-*/*.wandb"))
+    notes = [event["text"] for event in read_events(run.folder) if event["kind"] == "note"]
+    assert not any("gets no more figures" in text for text in notes), notes
