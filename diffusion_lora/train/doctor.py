@@ -22,6 +22,7 @@ from diffusion_lora.config import OptimizerTable
 from diffusion_lora.errors import UserError
 from diffusion_lora.families.device import pick_device
 from diffusion_lora.train.optimizers import build_optimizer
+from diffusion_lora.train.widened import has_products
 
 _NEEDED_GB = 5.0  # a Stable Diffusion 1.5 with a few checkpoints and caches
 _LEAST_RAM_GB = 2.0
@@ -102,6 +103,8 @@ def _bf16(device: torch.device) -> Finding:
         why = str(error).splitlines()[0]
         return Finding("bf16", f"it fails here ({why})", 'set train.precision = "fp16" or "fp32"')
     text = f"a matrix product takes {half / full:.2g} times as long as in fp32"
+    if device.type == "cpu" and not has_products(torch.bfloat16):
+        return Finding("bf16", f"{text}: trainings compute in fp32 here, whatever they are told")
     return Finding("bf16", text, 'set train.precision = "fp32": it is faster here' if half > 1.2 * full else "")
 
 

@@ -14,14 +14,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
-_FEW_PLACES = 128  # up to which a convolution is quicker as one matrix product over gathered windows
+_FEW_PLACES = 128  # up to which a convolution is quicker as a matrix product over gathered windows
+_MANY_PLACES = 1024  # up to which large weights are better off so, too: they can be widened in parts
+_LARGE = 8_000_000  # numbers
+_AT_ONCE = 3_000_000  # numbers of a matrix that are widened at once: what the processor's caches hold
 _HALVES = (torch.bfloat16, torch.float16)
 _scratch = threading.local()
 
@@ -55,7 +59,7 @@ def widened_where_needed(device: torch.device, stored: torch.dtype) -> AbstractC
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return cast(Tensor, _Linear.apply(x, weight, bias))  # type: ignore[no-untyped-call]
+    return _Linear.apply(x, weight, bias)
 
 
 def _conv2d(
@@ -72,14 +76,14 @@ def _conv2d(
     if weight.requires_grad or isinstance(padding, str) or tuple(dilation) != (1, 1) or groups != 1:
         wide_bias = None if bias is None else bias.float()
         return F.conv2d(x.float(), weight.float(), wide_bias, stride, padding, dilation, groups).to(x.dtype)
-    return cast(Tensor, _Convolution.apply(x, weight, bias, stride, padding))  # type: ignore[no-untyped-call]
+    return _Convolution.apply(x, weight, bias, stride, padding)
 
 
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, *rest: Any, **named: Any
 ) -> Tensor:
     if attn_mask is None and not dropout_p:
-        return cast(Tensor, _Attention.apply(q, k, v, rest, named))  # type: ignore[no-untyped-call]
+        return _Attention.apply(q, k, v, rest, named)
     if attn_mask is not None and attn_mask.is_floating_point():
         attn_mask = attn_mask.float()
     wide = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask, dropout_p, *rest, **named)
@@ -102,14 +106,15 @@ class _Linear(torch.autograd.Function):
         weight = weight.to(x.dtype)
         learns = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         ctx.save_for_backward(x if learns else None, weight)
-        return F.linear(x.float(), _wide(weight), None if bias is None else bias.to(x.dtype).float()).to(x.dtype)
+        y = _times(x.reshape(-1, x.shape[-1]).float(), weight, None if bias is None else bias.to(x.dtype))
+        return y.to(x.dtype).view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        wide = grad.float()
-        grad_x = (wide @ _wide(weight)).to(grad.dtype) if ctx.needs_input_grad[0] else None
-        rows = wide.reshape(-1, wide.shape[-1])
+        rows = grad.reshape(-1, grad.shape[-1]).float()
+        given = _times_transposed(rows, weight) if ctx.needs_input_grad[0] else None
+        grad_x = None if given is None else given.to(grad.dtype).view(*grad.shape[:-1], -1)
         grad_weight = rows.T @ x.reshape(-1, x.shape[-1]).float() if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
@@ -122,31 +127,31 @@ class _Convolution(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
     ) -> Tensor:
         ctx.weight, ctx.shape, ctx.stride, ctx.padding = weight, x.shape, stride, padding
-        wide_bias = None if bias is None else bias.float()
         size = [
             (side + 2 * pad - kernel) // step + 1
             for side, kernel, step, pad in zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
         ]
-        ctx.few = len(x) * size[0] * size[1] <= _FEW_PLACES
-        if not ctx.few:
+        places = len(x) * size[0] * size[1]
+        ctx.gathers = places <= _FEW_PLACES or (places <= _MANY_PLACES and weight.numel() > _LARGE)
+        if not ctx.gathers:
+            wide_bias = None if bias is None else bias.float()
             return F.conv2d(x.float(), _wide(weight), wide_bias, stride, padding).to(x.dtype)
         windows = _windows(_padded(x.float(), padding), weight, stride, size)
-        y = F.linear(windows.reshape(-1, weight[0].numel()), _wide(_as_matrix(weight)), wide_bias)
-        return y.view(len(x), *size, -1).permute(0, 3, 1, 2).to(x.dtype)
+        y = _times(windows.reshape(places, -1), _as_matrix(weight), bias)
+        return y.to(x.dtype).view(len(x), *size, -1).permute(0, 3, 1, 2)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        weight, wide = ctx.weight, grad.float()
-        if not ctx.few:
-            given = torch.nn.grad.conv2d_input(ctx.shape, _wide(weight), wide, ctx.stride, ctx.padding)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight = ctx.weight
+        if not ctx.gathers:
+            given = conv2d_input(ctx.shape, _wide(weight), grad.float(), ctx.stride, ctx.padding)
             return given.to(grad.dtype), None, None, None, None
         rows, channels, height, width = ctx.shape
         size = grad.shape[2:]
         above, left = ctx.padding
-        parts = (wide.permute(0, 2, 3, 1).reshape(-1, len(weight)) @ _wide(_as_matrix(weight))).view(
-            rows, *size, *weight.shape[2:], channels
-        )
-        sums = wide.new_zeros(rows, height + 2 * above, width + 2 * left, channels)
+        places = grad.permute(0, 2, 3, 1).reshape(-1, len(weight)).float()
+        parts = _times_transposed(places, _as_matrix(weight)).view(rows, *size, *weight.shape[2:], channels)
+        sums = parts.new_zeros(rows, height + 2 * above, width + 2 * left, channels)
         into = _windows(sums, weight, ctx.stride, size)
         for y in range(weight.shape[2]):
             for x in range(weight.shape[3]):
@@ -166,12 +171,32 @@ class _Attention(torch.autograd.Function):
         return wide.to(q.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        wide = [one.float().requires_grad_() for one in ctx.saved_tensors]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v = (one.float().requires_grad_() for one in ctx.saved_tensors)
         with torch.enable_grad():
-            y = F.scaled_dot_product_attention(*wide, None, 0.0, *ctx.rest, **ctx.named)
-        given = torch.autograd.grad(y, wide, grad.float())
+            y = F.scaled_dot_product_attention(q, k, v, None, 0.0, *ctx.rest, **ctx.named)
+        given = torch.autograd.grad(y, (q, k, v), grad.float())
         return (*(one.to(grad.dtype) for one in given), None, None)
+
+
+def _times(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """x matrix^T + bias in fp32, of [rows, in] and [out, in], a part of the matrix after the other."""
+    y = x.new_empty(len(x), len(matrix))
+    for columns, part in zip(y.split(_rows(matrix), 1), matrix.split(_rows(matrix)), strict=True):
+        torch.mm(x, _wide(part).T, out=columns)
+    return y if bias is None else y.add_(bias)
+
+
+def _times_transposed(x: Tensor, matrix: Tensor) -> Tensor:
+    """x matrix in fp32, of [rows, out] and [out, in]."""
+    y = x.new_zeros(len(x), matrix.shape[1])
+    for columns, part in zip(x.split(_rows(matrix), 1), matrix.split(_rows(matrix)), strict=True):
+        y.addmm_(columns, _wide(part))
+    return y
+
+
+def _rows(matrix: Tensor) -> int:
+    return max(1, _AT_ONCE // matrix.shape[1])
 
 
 def _wide(weight: Tensor) -> Tensor:

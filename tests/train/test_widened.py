@@ -43,7 +43,11 @@ def close(ours: list[Tensor], exact: list[Tensor]) -> None:
     ("kernel", "stride", "side"), [(3, 1, 6), (3, 2, 6), (3, 1, 16), (3, 2, 32), (1, 1, 6), (1, 2, 6), (5, 2, 9)]
 )
 @pytest.mark.parametrize("last", [False, True])
-def test_convolutions_by_either_way_are_fp32s(kernel: int, stride: int, side: int, last: bool) -> None:
+@pytest.mark.parametrize("at_once", [10**6, 300])
+def test_convolutions_by_either_way_are_fp32s(
+    kernel: int, stride: int, side: int, last: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusion_lora.train.widened._AT_ONCE", at_once)
     layer = nn.Conv2d(8, 12, kernel, stride, padding=kernel // 2).bfloat16().requires_grad_(False)
     if last:
         layer = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -58,8 +62,10 @@ def test_convolutions_by_either_way_are_fp32s(kernel: int, stride: int, side: in
     close(ours, exact)
 
 
-def test_linear_layers_and_what_learns_beside_them_are_fp32s() -> None:
+@pytest.mark.parametrize("at_once", [10**6, 100])
+def test_linear_layers_and_what_learns_beside_them_are_fp32s(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The adapter's matrices are fp32 and get fp32 gradients."""
+    monkeypatch.setattr("diffusion_lora.train.widened._AT_ONCE", at_once)
     base = nn.Linear(32, 24).bfloat16().requires_grad_(False)
     down, up = drawn(4, 32, seed=1).float() / 6, drawn(24, 4, seed=2).float()
 
