@@ -5,13 +5,16 @@ after each other, on the same layers. The time of a step is the median distance 
 hook in each process; memory is the most that the process ever had (VmHWM).
 
     python bench/peers.py make  DIR --diffusers REPO --kohya REPO      # once: venvs, sources, base, pictures
-    python bench/peers.py run   DIR [--peer diffusers|kohya] [--pairs 5] [--steps 12] [--uncached] [--write]
+    python bench/peers.py run   DIR [--peer diffusers|kohya] [--pairs 5] [--steps 3] [--beside] [--anew]
+                                [--write]
 
 REPO are git clones: huggingface/diffusers for `examples/text_to_image/train_text_to_image_lora.py`, whose commit is to
 fit the installed diffusers, and kohya-ss/sd-scripts for commit 48d368f. Each peer has a venv that sees this one's torch
 and has its own libraries before it. torchvision has no build for CPUs with this torch: a stand-in with the few
 transforms that their scripts use takes its place. kohya runs with --cache_latents --network_train_unet_only;
-diffusers encodes every picture and caption anew, which is all it can: `--uncached` runs ours like that, beside it.
+diffusers encodes every picture and caption anew, which is all it can. `--beside` adds one run of ours like that, and
+one of each of theirs in fp32: where the processor has no bf16, whoever knows it trains so. Figures are kept in DIR: a
+call measures what is missing.
 """
 
 import argparse
@@ -34,6 +37,8 @@ import torch
 from PIL import Image
 from random_bases import base
 
+from diffusion_lora.train.widened import has_products
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 KOHYA_COMMIT = "48d368f"
 DIFFUSERS_SCRIPT = "examples/text_to_image/train_text_to_image_lora.py"
@@ -47,7 +52,8 @@ PACKAGES = {
 # At least so much of its steps/s, at most so much of its memory.
 GOALS = {"diffusers": (1.5, 0.5), "kohya": (1.05, 0.4)}
 TARGETS = {"diffusers": '"attention"', "kohya": r'["\\.attentions\\."]'}  # kohya adapts all of the transformer blocks
-SIZE_PX, PICTURES, RANK = 256, 8, 16
+SIZE_PX, RANK = 256, 16
+PICTURES = 1  # encoding them takes a processor without bf16 most of a minute, and is not measured
 
 # Runs a script or module as it is, and writes down when an optimizer stepped and the most memory the process had.
 WATCH = '''
@@ -125,28 +131,31 @@ def main() -> None:
     run.add_argument("folder", type=Path)
     run.add_argument("--peer", choices=sorted(GOALS), action="append")
     run.add_argument("--pairs", type=int, default=5)
-    run.add_argument("--steps", type=int, default=12, help="the first two do not count")
-    run.add_argument("--uncached", action="store_true", help="ours with dataset.cache = off")
+    run.add_argument("--steps", type=int, default=3, help="the first one does not count")
+    run.add_argument("--beside", action="store_true", help="also theirs in fp32, and ours uncached")
+    run.add_argument("--anew", action="store_true", help="forget the pairs that were measured")
     run.add_argument("--write", action="store_true")
     args = parser.parse_args()
+    folder = args.folder.resolve()
     if args.command == "make":
-        make_peers(args.folder.resolve(), args.diffusers, args.kohya)
+        make_peers(folder, args.diffusers, args.kohya)
         return
-    found = {
-        peer: measured(args.folder.resolve(), peer, args.pairs, args.steps, args.uncached)
-        for peer in args.peer or sorted(GOALS)
-    }
+    found = {}
+    for peer in args.peer or sorted(GOALS):
+        if args.anew:
+            (folder / f"measured-{peer}.json").unlink(missing_ok=True)
+        found[peer] = compared(peer, measured(folder, peer, args.pairs, args.steps, beside=args.beside))
     facts = {
         "date": date.today().isoformat(),
         "hardware": f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores",
+        "bf16_instructions": has_products(torch.bfloat16),
         "versions": {name: version(name) for name in ("torch", "diffusers", "peft")},
-        "ours_cached": not args.uncached,
+        "steps_a_run": args.steps,
         "peers": found,
     }
     print(json.dumps(facts, indent=1))
     if args.write:
-        name = f"peers-{facts['date']}{'-uncached' if args.uncached else ''}.json"
-        path = CHECKOUT / "bench" / "results" / name
+        path = CHECKOUT / "bench" / "results" / f"peers-{facts['date']}.json"
         path.write_text(json.dumps(facts, indent=1) + "\n")
         print(path)
 
@@ -187,28 +196,58 @@ def make_peers(folder: Path, diffusers: str, kohya: str) -> None:
         subprocess.run([str(venv / "bin" / "python"), "-m", "pip", "install", "-q", *packages], check=True)
 
 
-def measured(folder: Path, peer: str, pairs: int, steps: int, uncached: bool) -> dict[str, Any]:
-    """The figures of a peer and of ours, and their ratios, over interleaved pairs."""
-    theirs, ours = [], []
-    for pair in range(pairs):
-        theirs.append(_figures(folder, *command_of(folder, peer, steps)))
-        ours.append(_figures(folder, *our_command(folder, peer, steps, uncached)))
-        print(f"{peer}, pair {pair + 1}: theirs {theirs[-1]}, ours {ours[-1]}", file=sys.stderr, flush=True)
-    speed = statistics.median(a["s_per_step"] / b["s_per_step"] for a, b in zip(theirs, ours, strict=True))
-    memory = statistics.median(b["peak_gib"] / a["peak_gib"] for a, b in zip(theirs, ours, strict=True))
+def measured(folder: Path, peer: str, pairs: int, steps: int, *, beside: bool) -> list[dict[str, dict[str, float]]]:
+    """The figures of the pairs, "theirs" and then "ours", and `beside` them, in the first one, "theirs_in_fp32" and,
+    where the peer caches nothing, "ours_uncached". What was measured before is not measured again."""
+    kept = folder / f"measured-{peer}.json"
+    found: list[dict[str, dict[str, float]]] = json.loads(kept.read_text()) if kept.exists() else []
+    wanted = [(index, which) for index in range(pairs) for which in ("theirs", "ours")]
+    if beside:
+        wanted += [(0, "theirs_in_fp32"), *([(0, "ours_uncached")] if peer == "diffusers" else [])]
+    for index, which in wanted:
+        if index == len(found):
+            found.append({})
+        if which not in found[index]:
+            found[index][which] = _figures(folder, *_command(folder, peer, steps, which))
+            kept.write_text(json.dumps(found))
+            print(f"{peer}, pair {index + 1}, {which}: {found[index][which]}", file=sys.stderr, flush=True)
+    return found
+
+
+def _command(folder: Path, peer: str, steps: int, which: str) -> tuple[Path, list[str]]:
+    if which.startswith("theirs"):
+        return command_of(folder, peer, steps, "no" if which.endswith("fp32") else "bf16")
+    return our_command(folder, peer, steps, "off" if which.endswith("uncached") else "ram")
+
+
+def compared(peer: str, pairs: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """The figures and the medians of their ratios."""
+
+    def ratio(what: str, above: str, below: str) -> float | None:
+        ratios = [pair[above][what] / pair[below][what] for pair in pairs if above in pair and below in pair]
+        return round(statistics.median(ratios), 3) if ratios else None
+
+    speed, memory = ratio("s_per_step", "theirs", "ours"), ratio("peak_gib", "ours", "theirs")
     least, most = GOALS[peer]
     return {
-        "theirs": theirs,
-        "ours": ours,
-        "times_their_speed": round(speed, 3),
+        "pairs": pairs,
+        "times_their_speed": speed,
         "goal_speed": least,
-        "share_of_their_memory": round(memory, 3),
+        "share_of_their_memory": memory,
         "goal_memory": most,
-        "reached": speed >= least and memory <= most,
+        "reached": speed is not None and memory is not None and speed >= least and memory <= most,
+        "uncached": {
+            "times_their_speed": ratio("s_per_step", "theirs", "ours_uncached"),
+            "share_of_their_memory": ratio("peak_gib", "ours_uncached", "theirs"),
+        },
+        "against_them_in_fp32": {
+            "times_their_speed": ratio("s_per_step", "theirs_in_fp32", "ours"),
+            "share_of_their_memory": ratio("peak_gib", "ours", "theirs_in_fp32"),
+        },
     }
 
 
-def command_of(folder: Path, peer: str, steps: int) -> tuple[Path, list[str]]:
+def command_of(folder: Path, peer: str, steps: int, precision: str = "bf16") -> tuple[Path, list[str]]:
     """(python, arguments) of a peer's training."""
     python, out = folder / f"venv-{peer}" / "bin" / "python", folder / "out" / peer
     shutil.rmtree(out, ignore_errors=True)
@@ -217,7 +256,7 @@ def command_of(folder: Path, peer: str, steps: int) -> tuple[Path, list[str]]:
         return python, [
             str(folder / "train_text_to_image_lora.py"), f"--pretrained_model_name_or_path={model}",
             f"--train_data_dir={folder / 'pictures-diffusers'}", f"--resolution={SIZE_PX}", "--train_batch_size=1",
-            f"--rank={RANK}", "--mixed_precision=bf16", f"--max_train_steps={steps}", "--learning_rate=1e-4",
+            f"--rank={RANK}", f"--mixed_precision={precision}", f"--max_train_steps={steps}", "--learning_rate=1e-4",
             "--checkpointing_steps=100000", "--seed=0", f"--output_dir={out}", "--caption_column=text",
         ]  # fmt: skip
     return python, [
@@ -225,12 +264,13 @@ def command_of(folder: Path, peer: str, steps: int) -> tuple[Path, list[str]]:
         f"--tokenizer_cache_dir={folder / 'tokenizers'}", f"--train_data_dir={folder / 'pictures-kohya'}",
         f"--resolution={SIZE_PX},{SIZE_PX}", "--train_batch_size=1", "--network_module=networks.lora",
         f"--network_dim={RANK}", f"--network_alpha={RANK}", "--network_train_unet_only", "--cache_latents",
-        "--mixed_precision=bf16", f"--max_train_steps={steps}", "--learning_rate=1e-4", "--optimizer_type=AdamW",
-        "--sdpa", "--seed=0", f"--output_dir={out}", "--caption_extension=.txt", "--max_data_loader_n_workers=0",
+        f"--mixed_precision={precision}", f"--max_train_steps={steps}", "--learning_rate=1e-4",
+        "--optimizer_type=AdamW", "--sdpa", "--seed=0", f"--output_dir={out}", "--caption_extension=.txt",
+        "--max_data_loader_n_workers=0",
     ]  # fmt: skip
 
 
-def our_command(folder: Path, peer: str, steps: int, uncached: bool) -> tuple[Path, list[str]]:
+def our_command(folder: Path, peer: str, steps: int, cache: str) -> tuple[Path, list[str]]:
     """(python, arguments) of our training on the layers that the peer trains."""
     out = folder / "out" / "ours"
     shutil.rmtree(out, ignore_errors=True)
@@ -238,7 +278,7 @@ def our_command(folder: Path, peer: str, steps: int, uncached: bool) -> tuple[Pa
     config.write_text("")
     settings = [
         f'model.base="{folder / "sd15-random"}"', "model.dtype=bf16", f'dataset.path="{folder / "pictures"}"',
-        f"dataset.size_px={SIZE_PX}", f'dataset.cache="{"off" if uncached else "ram"}"', "dataset.buckets=false",
+        f"dataset.size_px={SIZE_PX}", f'dataset.cache="{cache}"', "dataset.buckets=false",
         f"lora.rank={RANK}", f"lora.alpha={RANK}", f"lora.targets={TARGETS[peer]}", "lora.text_targets=none",
         "optimizer.name=adamw", "optimizer.lr=1e-4", "optimizer.schedule=constant", "loss.min_snr_gamma=0",
         "train.batch_size=1", "train.precision=bf16", "train.device=cpu",
@@ -262,13 +302,13 @@ def _figures(folder: Path, python: Path, arguments: Sequence[str]) -> dict[str, 
         sys.exit(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     figures = json.loads(told.read_text())
     stamps = figures["stamps"]
-    between = [after - before for before, after in pairwise(stamps[1:])]
+    between = [after - before for before, after in pairwise(stamps)]
     return {"s_per_step": round(statistics.median(between), 3), "peak_gib": round(figures["peak_kib"] / 2**20, 3)}
 
 
 def _pictures(folder: Path) -> None:
     """The same pictures of noise as each of the three programs wants them."""
-    places = [folder / "pictures", folder / "pictures-diffusers", folder / "pictures-kohya" / "1_thing"]
+    places = [folder / "pictures", folder / "pictures-diffusers", folder / "pictures-kohya" / "9_thing"]
     for place in places:
         place.mkdir(parents=True, exist_ok=True)
     rows = []
