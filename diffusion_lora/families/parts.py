@@ -15,6 +15,7 @@ from torch import nn
 from diffusion_lora.errors import BaseModelError
 from diffusion_lora.families.quiet import quiet
 from diffusion_lora.families.source import Source, weights_file
+from diffusion_lora.families.streamed import streamed
 
 # Old checkpoints carry the numbers 0..76 among their weights, newer ones lack them: neither says anything.
 _NO_WEIGHT = "position_ids"
@@ -48,14 +49,19 @@ def load_folder(source: Source, dtype: torch.dtype, vae: nn.Module | None) -> Pa
     scheduler_config = _scheduler_config(folder / "scheduler" / "scheduler_config.json")
     tokenizers = {part: load_tokenizer(folder / f"tokenizer{end}") for part, end in endings.items()}
     classes = {"te2": CLIPTextModelWithProjection}
+    # The largest part last, when what loading the others took is free again.
+    text_encoders = {
+        part: load_part(classes.get(part, CLIPTextModel).from_pretrained, folder / f"text_encoder{end}", dtype)
+        for part, end in endings.items()
+    }
+    vae = vae or load_vae_folder(folder / "vae")
+    file = weights_file(folder, "unet") or weights_file(folder, "unet", "fp16")
+    unet = streamed(UNet2DConditionModel, folder / "unet", file, dtype)
     return Parts(
-        unet=load_part(UNet2DConditionModel.from_pretrained, folder / "unet", dtype),
-        text_encoders={
-            part: load_part(classes.get(part, CLIPTextModel).from_pretrained, folder / f"text_encoder{end}", dtype)
-            for part, end in endings.items()
-        },
+        unet=frozen(unet) if unet else load_part(UNet2DConditionModel.from_pretrained, folder / "unet", dtype),
+        text_encoders=text_encoders,
         tokenizers=tokenizers,
-        vae=vae or load_vae_folder(folder / "vae"),
+        vae=vae,
         scheduler_config=scheduler_config,
     )
 

@@ -7,7 +7,7 @@ guess or fetch. Text encoders are renamed here: diffusers has no public way. Wha
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from diffusion_lora.errors import BaseModelError
+from diffusion_lora.errors import AdapterFileError, BaseModelError
 from diffusion_lora.families.original import UNET, VAE, Config, Recognised, header_of, recognise, vae_sizes
 from diffusion_lora.families.parts import Parts, frozen, unreadable
 from diffusion_lora.families.quiet import quiet
+from diffusion_lora.families.streamed import of_other_dtype
 from diffusion_lora.families.tokenizer import find_tokenizer
+from diffusion_lora.lora.tensors import read_tensors
 
 _OPEN_CLIP = {
     "positional_embedding": "embeddings.position_embedding.weight",
@@ -155,10 +157,16 @@ def open_clip_renamed(tensors: Mapping[str, Tensor], layers: int) -> dict[str, T
 
 
 def _read(path: Path, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors whose names begin with the prefix. Raises BaseModelError."""
+    """The tensors whose names begin with the prefix: mapped, or where they are converted read one by one.
+
+    Raises BaseModelError.
+    """
+    header = header_of(path, "the base")
+    names = [name for name in header.tensors if name.startswith(prefix)]
+    others = of_other_dtype(header, names, dtype)
     try:
+        converted = read_tensors(header, others, dtype)
         with safetensors.safe_open(path, "pt") as opened:
-            names: Iterable[str] = opened.keys()
-            return {name: opened.get_tensor(name).to(dtype) for name in names if name.startswith(prefix)}
-    except (safetensors.SafetensorError, OSError) as error:
+            return {name: converted[name] if name in others else opened.get_tensor(name) for name in names}
+    except (safetensors.SafetensorError, AdapterFileError, OSError) as error:
         raise BaseModelError(f"{path} cannot be read as safetensors ({error}): download or copy it again") from None

@@ -32,8 +32,9 @@ DTYPES: Mapping[str, torch.dtype] = {
 """The format's words for kinds of values, in torch's."""
 
 
-def read_tensors(header: Header, names: Iterable[str]) -> dict[str, Tensor]:
-    """These tensors, on the CPU, in the header's order; each has its own memory.
+def read_tensors(header: Header, names: Iterable[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """These tensors, on the CPU, in the header's order; each has its own memory. With a `dtype` those of floating-point
+    numbers are given that one, each as soon as it is read.
 
     AdapterFileError when the file has gone or shrunk since its header was read, or a tensor is of a kind that torch has
     not.
@@ -54,7 +55,7 @@ def read_tensors(header: Header, names: Iterable[str]) -> dict[str, Tensor]:
                     bytes_of_it = tensor.view(-1).view(torch.uint8).numpy().data
                     if file.readinto(bytes_of_it) != len(bytes_of_it):
                         raise AdapterFileError(f"{header.path} was cut off while it was read: try it again")
-                tensors[name] = tensor
+                tensors[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
     except OSError as error:
         raise AdapterFileError(f"{header.path} cannot be read: {error.strerror}") from None
     return tensors

@@ -18,6 +18,7 @@ from diffusion_lora.config import TrainConfig, variants
 from diffusion_lora.data.cache import LatentCache
 from diffusion_lora.data.dataset import Dataset
 from diffusion_lora.data.folder import demand_captions, looking_for, scan_table
+from diffusion_lora.data.store import cache_folder
 from diffusion_lora.diffusion.schedule import NoiseSchedule
 from diffusion_lora.diffusion.timesteps import timestep_range
 from diffusion_lora.errors import AdapterFileError, ConfigError
@@ -40,8 +41,9 @@ from diffusion_lora.train.material import (
     frozen_condition,
     open_material,
 )
+from diffusion_lora.train.memory import give_back
 from diffusion_lora.train.reading import model_reader
-from diffusion_lora.train.residency import UNET, away, free_to_go, send_away
+from diffusion_lora.train.residency import AUTOENCODER, UNET, away, free_to_go, send_away
 from diffusion_lora.workspace import workspace_of
 
 
@@ -100,11 +102,16 @@ def prepare(
         revision=config.model.revision,
         vae=config.model.vae,
     )
-    with away(model, [UNET]):
+    give_back()
+    keep = cache_folder(place.folder)
+    with away(model, [UNET, *model.text_encoders], keep):
         material = open_material(config, model, scanned, place, on_problem, on_progress)
+    rooms = [send_away(model, [AUTOENCODER], keep) if config.dataset.cache != "off" else None]
+    give_back()
     dataset = material.dataset
     # Convolutions like it: 4 % of a step on the CPU. (The stubs of nn.Module.to do not know the keyword.)
     model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    give_back()
     bank = AdapterBank(model.components, model.layout.title)
     told = bank.fold_in([(path.stem, adapter, strength) for _, strength, (path, adapter) in folded]) if folded else ()
     every = variants(config)
@@ -120,7 +127,10 @@ def prepare(
         condition = frozen_condition(config, model, dataset, place, on_progress)
     else:
         condition = learning(list(every.values()), model, list(adapters.values()))
-    room = send_away(model, free_to_go(config, model, text_is_frozen=text_is_frozen))
+    give_back()
+    to_go = [part for part in free_to_go(config, model, text_is_frozen=text_is_frozen) if part != AUTOENCODER]
+    rooms.append(send_away(model, to_go, keep))
+    give_back()
     largest = max(math.prod(bucket.size) for bucket in dataset.buckets) // model.vae_factor**2
     own_notes = dict.fromkeys(note for variant in every.values() for note in _notes(variant, model, dataset))
     return Prepared(
@@ -133,7 +143,7 @@ def prepare(
         condition=condition,
         arithmetic=partial(_forward_pass, list(adapters.values()), config, device, largest, model.dtype),
         again=partial(kernels, device, largest, model.dtype),
-        notes=(*told, *material.notes, *own_notes, *([room] if room else [])),
+        notes=(*told, *material.notes, *own_notes, *(room for room in rooms if room)),
         held_out=material.held_out,
         folded=tuple((tensor_hash(path), strength) for _, strength, (path, _) in folded),
     )

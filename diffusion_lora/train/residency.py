@@ -1,20 +1,23 @@
 """Which parts of a base are on the device when: 8 to 12 GB hold a UNet in training, and not all the rest beside it.
 
-The UNet waits in main memory while pictures are encoded; autoencoder and frozen text encoders go there once everything
-is cached, and come back for as long as a preview is drawn or a cache entry made again. On a CPU nothing moves. Weights
-move unchanged, so nothing else depends on it.
+UNet and text encoders wait in main memory while pictures are encoded; autoencoder and frozen text encoders go there
+once all that they make is cached, and come back for as long as a preview is drawn or a cache entry made again. On a
+CPU they lie in a file meanwhile, mapped, so that they are there as soon as they are touched. Weights move unchanged, so
+nothing else depends on it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from diffusion_lora.config import TrainConfig
 from diffusion_lora.families.family import Model
+from diffusion_lora.train.on_disk import lay_on_disk
 
 AUTOENCODER, UNET = "vae", "unet"
 
@@ -26,13 +29,18 @@ def free_to_go(config: TrainConfig, model: Model, *, text_is_frozen: bool) -> li
     return [AUTOENCODER, *(model.text_encoders if text_is_frozen else ())]
 
 
-def send_away(model: Model, parts: Collection[str]) -> str | None:
-    """Put parts into main memory; a sentence on what that freed, None where the device is main memory itself."""
-    if model.device.type == "cpu" or not parts:
+def send_away(model: Model, parts: Collection[str], folder: Path) -> str | None:
+    """Put parts into main memory, or from there into a file in the folder; a sentence on what that freed, None where it
+    was nothing worth a word."""
+    if not parts:
         return None
+    wait = "wait" if len(parts) > 1 else "waits"
+    if model.device.type == "cpu":
+        freed = lay_on_disk(_modules(model, parts), folder)
+        return f"{', '.join(parts)} {wait} in a file, which frees {freed / 1e9:.1f} GB of memory" if freed else None
     freed = sum(_bytes(module) for module in _modules(model, parts) if not _is_away(model, module))
     _move(model, parts, torch.device("cpu"))
-    sentence = f"{', '.join(parts)} wait in main memory, which frees {freed / 1e9:.1f} GB of {model.device}"
+    sentence = f"{', '.join(parts)} {wait} in main memory, which frees {freed / 1e9:.1f} GB of {model.device}"
     if model.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(model.device)
         sentence += f"; {free / 1e9:.1f} of {total / 1e9:.1f} GB are free for the training"
@@ -51,8 +59,10 @@ def at_work(model: Model, parts: Collection[str]) -> Iterator[None]:
 
 
 @contextmanager
-def away(model: Model, parts: Collection[str]) -> Iterator[None]:
-    """Inside, these parts are in main memory."""
+def away(model: Model, parts: Collection[str], folder: Path) -> Iterator[None]:
+    """Inside, these parts are in main memory; on a CPU all but the UNet, which is soon needed whole, are in a file."""
+    if model.device.type == "cpu":
+        lay_on_disk(_modules(model, [part for part in parts if part != UNET]), folder)
     _move(model, parts, torch.device("cpu"))
     try:
         yield

@@ -31,6 +31,7 @@ from diffusion_lora.train.fitting import Fitting
 from diffusion_lora.train.interrupt import StopRequest, interrupted
 from diffusion_lora.train.learner import Learner
 from diffusion_lora.train.material import Place
+from diffusion_lora.train.memory import give_back
 from diffusion_lora.train.outcome import Pace, judge, start_facts, step_facts, step_values
 from diffusion_lora.train.parity import tell_parity
 from diffusion_lora.train.passes import draw_passes, forward_backward
@@ -177,6 +178,7 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
             if turned:
                 break
 
+    give_back()  # what the steps took: what follows needs as much again
     if team.leads:
         write_adapters(run, ready, learners, step)
         well = [learner for learner in learners if learner.diverged_at is None]

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from diffusion_lora.errors import BaseModelError, DeviceError
 from diffusion_lora.families.family import load_base, pick_device
 from diffusion_lora.families.hub import needed_files
-from diffusion_lora.families.source import locate
+from diffusion_lora.families.source import locate, weights_file
+from diffusion_lora.families.streamed import streamed
 
 
 @pytest.fixture
@@ -202,3 +203,29 @@ def test_a_device_that_is_not_there_is_named(name: str) -> None:
 
 def test_the_automatic_device_is_one_that_works() -> None:
     torch.ones(2, device=pick_device("auto")).sum().item()
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shards", [False, True])
+def test_weights_that_are_converted_are_read_one_by_one_and_are_the_librarys(
+    copy: Path, stored: torch.dtype, shards: bool
+) -> None:
+    """Mapped and converted by the library, a UNet needs three times its memory while it loads."""
+    from diffusers import UNet2DConditionModel
+
+    place = copy / "unet"
+    unet = UNet2DConditionModel.from_pretrained(place, dtype=stored)
+    for file in place.glob("*.safetensors"):
+        file.unlink()
+    unet.save_pretrained(place, max_shard_size="100KB" if shards else "10GB")
+    file = weights_file(copy, "unet")
+    assert (file is not None and file.suffix == ".json") == shards
+    expected = UNet2DConditionModel.from_pretrained(place, dtype=torch.bfloat16).state_dict()
+    ours = streamed(UNet2DConditionModel, place, file, torch.bfloat16)
+    assert ours is not None
+    found = ours.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    loaded = load_base(str(copy), device="cpu", dtype="bf16").unet.state_dict()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    assert streamed(UNet2DConditionModel, place, file, stored) is None  # nothing is converted: the library maps it
