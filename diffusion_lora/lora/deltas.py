@@ -103,6 +103,9 @@ class Fixed:
             change = change + layer.along_channels(self.bias)
         return layer.gated(self.gate, change)
 
+    def onto(self, layer: LoraLayer, x: Tensor, y: Tensor) -> bool:
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class Decomposed:
@@ -129,6 +132,9 @@ class Decomposed:
         if self.dropout is not None:
             change = self.dropout.on_change(change)
         return layer.gated(self.gate, change)
+
+    def onto(self, layer: LoraLayer, x: Tensor, y: Tensor) -> bool:
+        return False
 
     def __repr__(self) -> str:
         return f"DoRA {self.operator!r}"

@@ -93,6 +93,10 @@ class Branch(Protocol):
         """gate * (dW x), of the layer's input x and the base's output y; called while the gate is open."""
         ...
 
+    def onto(self, layer: LoraLayer, x: Tensor, y: Tensor) -> bool:
+        """Add that to y in place, which nobody else needs any more; False where only `__call__` can do it."""
+        ...
+
 
 class LoraLayer(nn.Module):
     """A base layer and the branches on top of it; `branches` is set by the bank when adapters come and go.
@@ -110,6 +114,8 @@ class LoraLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = base_y = self.base(x)
+        if len(self.branches) == 1 and self.branches[0].onto(self, x, y):
+            return y
         in_lanes = []
         for branch in self.branches:
             if branch.gate.rows is None:
@@ -222,6 +228,19 @@ class Stack:
             down, up = self.start
             change = change - layer.across(self._hidden(layer, x, down), up)
         return change if self.dropout is None else self.dropout.on_change(change)
+
+    def onto(self, layer: LoraLayer, x: Tensor, y: Tensor) -> bool:
+        """The second product ends in y itself: no tensor of y's size is made for the change, nor read again to add it.
+
+        For linear layers outside of training, where autograd wants none of it; the same numbers up to rounding.
+        """
+        if torch.is_grad_enabled() or layer.channel_axis != -1 or self.gate.rows is None or self.gate.lane is not None:
+            return False
+        if y.dtype != self.up.dtype or self.start or self.dropout or self.directions:
+            return False
+        hidden = layer.gated(self.gate, layer.transform(input_of(x, self.down), self.down))
+        y.view(-1, y.shape[-1]).addmm_(hidden.view(-1, hidden.shape[-1]), self.up.t())
+        return True
 
     def _hidden(self, layer: LoraLayer, x: Tensor, down: Tensor) -> Tensor:
         hidden = layer.gated(self.gate, layer.transform(x, down))

@@ -104,6 +104,23 @@ def test_a_mix_for_every_row_equals_the_plain_formula(base_and_input: tuple[nn.M
     assert torch.equal(y[2], base(x)[2]), "a row whose mix is empty is the base's row, bit for bit"
 
 
+@pytest.mark.parametrize("shape", [(3, 7, 6), (3, 6)])
+@pytest.mark.parametrize("rows", [torch.full((4,), 0.7), torch.tensor([[1.0], [0.0], [-0.3]]).expand(3, 4)])
+def test_adding_onto_the_base_s_own_output_is_the_same(shape: tuple[int, ...], rows: Tensor) -> None:
+    """Outside of training the change is added in place: another sum, or a spoilt input, would be another picture."""
+    torch.manual_seed(3)
+    base, x = nn.Linear(6, 10).requires_grad_(False), torch.randn(shape)
+    layer = with_stack(base, *matrices(base, 4), open_gate(rows))
+    plain, before = layer(x), x.clone()
+    with torch.inference_mode():
+        in_place = layer(x)
+    assert plain.requires_grad
+    torch.testing.assert_close(in_place, plain.detach(), rtol=1e-6, atol=1e-6)
+    assert torch.equal(x, before)
+    if rows.ndim == 2:
+        assert torch.equal(in_place[1], base(x)[1]), "a row whose mix is empty is the base's row, bit for bit"
+
+
 def test_a_closed_gate_is_the_base_bit_for_bit(base_and_input: tuple[nn.Module, Tensor]) -> None:
     base, x = base_and_input
     layer = with_stack(base, *matrices(base, 4), Gate())
