@@ -61,7 +61,7 @@ def encode_text(model: Model, prompts: Sequence[str]) -> Conditioning:
 def encode_ids(model: Model, ids: Mapping[str, Tensor], clip_skip: int = 1) -> Conditioning:
     """Encode token ids [B, max_tokens + 2] of every tokenizer, start, end and padding included, one row each.
 
-    `clip_skip` 1 reads the layer that the family always reads, 2 the one before it, and so on.
+    `clip_skip` 1 reads the layer that the family always reads; others count from the last one, which is 1.
     """
     return model.family.encode_ids(model, ids, clip_skip)
 

@@ -30,12 +30,16 @@ def encode_text(model: Model, prompts: Sequence[str]) -> Conditioning:
 
 
 def encode_ids(model: Model, ids: Mapping[str, Tensor], clip_skip: int = 1) -> Conditioning:
-    """The same of token ids [B, tokens] for each encoder; `clip_skip` counts from the last layer but one."""
+    """The same of token ids [B, tokens] for each encoder; `clip_skip` counts from the last layer.
+
+    XL is always read before it: 1, which stands for the base's own, and 2 are the same. So a picture of the web UI that
+    says "Clip skip: 2", to which XL pays no heed there, is drawn as it was, and 3 is what ComfyUI calls -3.
+    """
     hidden, pooled = [], None
     for part, encoder in model.text_encoders.items():
         answer: Any = encoder(ids[part].to(model.device), output_hidden_states=True)
         states = answer.hidden_states
-        hidden.append(states[-min(clip_skip + 1, len(states))])
+        hidden.append(states[-min(max(clip_skip, 2), len(states))])
         pooled = getattr(answer, "text_embeds", pooled)
     assert pooled is not None, "the second text encoder has a projection"
     hidden_BTC = torch.cat(hidden, dim=-1)
