@@ -14,10 +14,9 @@ Not here: files of pictures (`picture`), their text (`infotext`), sheets (`grid`
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -28,6 +27,7 @@ from diffusion_lora.families.family import Conditioning, Model, decode, predict,
 from diffusion_lora.families.sharing import shared
 from diffusion_lora.families.tiling import tiled
 from diffusion_lora.families.wording import Frame, encode_frames
+from diffusion_lora.generate.batches import Job, at_once, batches, evaluations
 from diffusion_lora.generate.company import Company
 from diffusion_lora.generate.infotext import below_home
 from diffusion_lora.generate.passes import Steps, drawn_shares, latents_of, noise_of, scheduler_of
@@ -43,20 +43,10 @@ Progress = Callable[[int, int], None]
 """Called with (model evaluations done, all of them) after each step of each batch."""
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Latents in one pass, 64 x 64 being a 512 px picture: 4 of Stable Diffusion 1, 64 of pocket. Decoding takes more room.
-_LATENTS_A_BATCH = 4 * 64 * 64
 _LATENTS_A_DECODE = 64 * 64
 _PROMPTS_A_BATCH = 64
 FOLD_FROM = 400
 """Passes of one mix through the UNet from which folding it in is worth its own time; see DECISIONS.md."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A request with its place in the list that was asked for."""
-
-    index: int
-    request: Request
 
 
 class Engine:
@@ -91,6 +81,10 @@ class Engine:
         """How often an adapter was put into the model; strengths that change, or come again, put nothing."""
         return self._shelf.loads
 
+    def at_once(self, request: Request) -> int:
+        """How many pictures like this one, a resolved request, one batch draws."""
+        return at_once(self.model, request)
+
     def stream(
         self,
         requests: Sequence[Request],
@@ -98,33 +92,35 @@ class Engine:
         progress: Progress | None = None,
         watch: Watch | None = None,
         batch_size: int | None = None,
+        beside: Sequence[Request] = (),
     ) -> Iterator[tuple[int, Picture]]:
         """The pictures with their place in `requests`, batch by batch as they are done.
 
-        Requests of equal size, steps and sampler are drawn as one batch of at most `batch_size` (None: by memory).
+        Requests of equal size, steps and sampler are drawn as one batch of at most `batch_size` (None: by memory). The
+        adapters of the resolved requests `beside` stay in the model for a later call; all others leave it.
         Raises, before anything is drawn, AdapterFileError for an adapter that cannot be read or does not fit and
         PromptError for a request of another base; DeviceError when memory does not suffice for one picture. An error
         or an interrupt, from `progress` and `watch` too, leaves the engine as it was: the next call draws as ever.
         """
         if batch_size is not None and batch_size < 1:
             raise PromptError(f"the batch size is {batch_size}; give 1 or more")
-        jobs = [_Job(index, self.resolved(request)) for index, request in enumerate(requests)]
-        self._shelf.hold(job.request for job in jobs)
-        batches = list(self._batches(jobs, batch_size))
-        counter = _Counter(progress, watch, sum(_evaluations(batch) for batch in batches))
-        for batch in batches:
+        jobs = [Job(index, self.resolved(request)) for index, request in enumerate(requests)]
+        self._shelf.hold([*(job.request for job in jobs), *beside])
+        planned = list(batches(self.model, jobs, batch_size))
+        counter = _Counter(progress, watch, sum(evaluations(batch[0].request) for batch in planned))
+        for batch in planned:
             yield from self._draw_or_halve(batch, counter)
 
     def redraw(self, request: Request, company: Company, *, progress: Progress | None = None) -> Picture:
         """The picture of a request read back from a file, in the company it was drawn in: the same bytes, if machine,
         device and libraries are the same. Errors as in `stream`."""
-        job = _Job(0, self.resolved(request))
+        job = Job(0, self.resolved(request))
         neighbours = []
         for path, sha in company.adapters:
             with suppress(AdapterFileError):  # gone, or another by now: then the last bits may differ, nothing else
                 neighbours.append(self._shelf.resolve(LoraUse(Path(path).stem, Path(path), sha=sha)))
         self._shelf.hold([job.request, replace(job.request, loras=tuple(neighbours), regions=())])
-        counter = _Counter(progress, None, _evaluations([job]))
+        counter = _Counter(progress, None, evaluations(job.request))
         ((_, picture),) = self._draw_or_halve([job], counter, company)
         return picture
 
@@ -155,22 +151,8 @@ class Engine:
             base_hash=model.weights_hash,
         )
 
-    def _batches(self, jobs: Sequence[_Job], batch_size: int | None) -> Iterator[list[_Job]]:
-        alike: dict[tuple[Any, ...], list[_Job]] = {}
-        for job in jobs:
-            alike.setdefault(_kind(job.request), []).append(job)
-        for group in alike.values():
-            request = group[0].request
-            width, height = request.width, request.height
-            if request.hires:
-                width, height = request.hires.size(width, height, SIZE_STEP_PX)
-            _, rows, columns = self.model.latent_shape(height, width)
-            size = batch_size or max(1, _LATENTS_A_BATCH // (rows * columns))
-            for start in range(0, len(group), size):
-                yield group[start : start + size]
-
     def _draw_or_halve(
-        self, batch: list[_Job], counter: "_Counter", like: Company | None = None
+        self, batch: list[Job], counter: "_Counter", like: Company | None = None
     ) -> Iterator[tuple[int, Picture]]:
         """Draw a batch; where memory does not suffice, its halves."""
         done = counter.done
@@ -193,12 +175,12 @@ class Engine:
                 "ask for a smaller one, or close what else uses the device"
             )
         counter.done = done
-        counter.total += _evaluations(batch)
+        counter.total += evaluations(batch[0].request)
         for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
             yield from self._draw_or_halve(half, counter)
 
     @torch.inference_mode()
-    def _draw_batch(self, batch: Sequence[_Job], counter: "_Counter", like: Company | None) -> list[Picture]:
+    def _draw_batch(self, batch: Sequence[Job], counter: "_Counter", like: Company | None) -> list[Picture]:
         requests = [job.request for job in batch]
         canvases = [
             None if request.start is None else prepared(request.start, request.width, request.height)
@@ -227,7 +209,7 @@ class Engine:
         ]
 
     def _denoise(
-        self, batch: Sequence[_Job], canvases: Sequence[Canvas | None], counter: "_Counter", like: Company | None
+        self, batch: Sequence[Job], canvases: Sequence[Canvas | None], counter: "_Counter", like: Company | None
     ) -> tuple[Tensor, Company]:
         """Latents [B, C, h, w] in fp32 after all passes, and in what company they came about."""
         requests = [job.request for job in batch]
@@ -249,7 +231,7 @@ class Engine:
 
     def _pass(
         self,
-        batch: Sequence[_Job],
+        batch: Sequence[Job],
         requests: Sequence[Request],
         steps: Steps,
         counter: "_Counter",
@@ -338,7 +320,7 @@ class Engine:
                 parts |= {place: states[row] for row, place in enumerate(chunk)}
         return Conditioning.cat([parts[place] for place in range(len(wanted))])
 
-    def _glimpse(self, batch: Sequence[_Job], estimate: Tensor) -> Glimpse:
+    def _glimpse(self, batch: Sequence[Job], estimate: Tensor) -> Glimpse:
         if estimate.device.type == "cuda":
             torch.cuda.synchronize(estimate.device)  # or a look would seem to cost the step before it as well
         request = batch[0].request
@@ -387,19 +369,6 @@ class _Counter:
         self.done += 1
         if self._progress:
             self._progress(self.done, self.total)
-
-
-def _kind(request: Request) -> tuple[Any, ...]:
-    """Equal for requests that one batch can draw."""
-    start = request.start.steps(request.steps) if request.start else None
-    return request.height, request.width, request.steps, request.sampler, start, request.hires, request.tiling
-
-
-def _evaluations(batch: Sequence[_Job]) -> int:
-    request = batch[0].request
-    sampler = sampler_named(request.sampler)
-    count = sampler.evaluations(request.start.steps(request.steps) if request.start else request.steps)
-    return count + (sampler.evaluations(request.hires.drawn_steps(request.steps)) if request.hires else 0)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -90,10 +90,9 @@ def grid(
     `title` and `subtitle` stand above; `theme` is light or dark. In the folder `cells` every picture is kept as it is
     drawn, and what lies there from an earlier call of the same grid is not drawn again. Errors as in `Engine.stream`.
     """
-    if theme not in THEMES:
-        raise PromptError(f"the theme {theme!r} is unknown; say {' or '.join(THEMES)}")
+    _check_theme(theme)
     width = len(columns.changes)
-    requests = [column(row(request)) for row in rows.changes for column in columns.changes]
+    requests = cells_of(request, rows, columns)
     paths = [None if cells is None else cells / cell_name(*divmod(place, width)) for place in range(len(requests))]
     kept = {
         place: picture
@@ -110,8 +109,23 @@ def grid(
             replace_png(path, picture)
     drawn = [kept[place] for place in range(len(requests))]
     pictures = tuple(tuple(drawn[start : start + width]) for start in range(0, len(drawn), width))
-    image = draw_sheet(
-        [[picture.image for picture in row] for row in pictures],
+    image = sheet_of([picture.image for picture in drawn], rows, columns, title, subtitle, theme)
+    return Sheet(image, pictures)
+
+
+def cells_of(request: Request, rows: Axis, columns: Axis) -> list[Request]:
+    """What each cell of a grid draws, row by row."""
+    return [column(row(request)) for row in rows.changes for column in columns.changes]
+
+
+def sheet_of(
+    images: Sequence[Image.Image], rows: Axis, columns: Axis, title: str = "", subtitle: str = "", theme: str = "light"
+) -> Image.Image:
+    """The labelled sheet of a grid's pictures, given row by row. Raises PromptError for an unknown theme."""
+    _check_theme(theme)
+    width = len(columns.changes)
+    return draw_sheet(
+        [images[start : start + width] for start in range(0, len(images), width)],
         row_labels=rows.labels,
         column_labels=columns.labels,
         row_title=rows.title,
@@ -120,7 +134,11 @@ def grid(
         subtitle=subtitle,
         theme=THEMES[theme],
     )
-    return Sheet(image, pictures)
+
+
+def _check_theme(theme: str) -> None:
+    if theme not in THEMES:
+        raise PromptError(f"the theme {theme!r} is unknown; say {' or '.join(THEMES)}")
 
 
 def cell_name(row: int, column: int) -> str:

@@ -36,6 +36,10 @@ class Glimpse:
         """How the picture of `places[row]` would look. Costs a pass of the decoder."""
         return self._images(row)
 
+    def of(self, rows: Sequence[int]) -> "Glimpse":
+        """Of these rows alone."""
+        return Glimpse([self.places[row] for row in rows], self.pixels, lambda row: self._images(rows[row]))
+
 
 Watch = Callable[[Glimpse], None]
 """Called after each step but the last; what it raises ends the drawing, as from `Progress`."""

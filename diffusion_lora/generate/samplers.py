@@ -104,6 +104,12 @@ SAMPLERS: Mapping[str, Sampler] = {
     for sampler in rows
 }  # fmt: skip
 
+_TITLES: Mapping[str, str] = {
+    title.lower().replace(" ", gap): title
+    for title in ("Automatic", "Normal", "Simple", *(title for title, _ in _SCHEDULES.values()))
+    for gap in (" ", "_")
+}
+
 PLAIN_SAMPLERS: tuple[str, ...] = tuple(
     name for name, sampler in SAMPLERS.items() if sampler.a1111_schedule in ("Automatic", "Uniform")
 )
@@ -122,8 +128,10 @@ def sampler_of_a1111(title: str, schedule: str = "") -> Sampler:
     """The sampler that an infotext means.
 
     Without `schedule`, as before version 1.9, the schedule stands in the name ("DPM++ 2M Karras") or is the uniform
-    one; "Automatic" is what the web UI takes for that sampler. Raises PromptError when it is none of ours.
+    one; "Automatic" is what the web UI takes for that sampler. Its API says "sgm_uniform" for "SGM Uniform". Raises
+    PromptError when it is none of ours.
     """
+    schedule = _TITLES.get(schedule.lower(), schedule)
     for sampler in SAMPLERS.values():
         if sampler.a1111 == title and (
             schedule in (sampler.a1111_schedule, *({"Automatic"} if sampler.is_automatic else ()))

@@ -99,6 +99,14 @@ class Drawn:
 
 
 @dataclass(frozen=True)
+class SheetDrawn:
+    """All pictures of a grid stand on one sheet, `path` relative to the workspace."""
+
+    kind: ClassVar = "sheet"
+    path: str
+
+
+@dataclass(frozen=True)
 class End:
     """All pictures are drawn; the time is that of drawing, without waiting."""
 
@@ -122,12 +130,12 @@ class Failed:
     text: str
 
 
-DrawingEvent = Start | Waiting | Queued | Step | Preview | Drawn | End | Cancelled | Failed
+DrawingEvent = Start | Waiting | Queued | Step | Preview | Drawn | SheetDrawn | End | Cancelled | Failed
 Last = (End, Cancelled, Failed)
 """The kinds after which nothing comes."""
 
-_KINDS: Mapping[str, type[Any]] = {
-    event.kind: event for event in (Start, Waiting, Queued, Step, Preview, Drawn, End, Cancelled, Failed)
+KINDS: Mapping[str, type[Any]] = {
+    event.kind: event for event in (Start, Waiting, Queued, Step, Preview, Drawn, SheetDrawn, End, Cancelled, Failed)
 }
 
 
@@ -143,7 +151,7 @@ def from_line(line: str | bytes) -> DrawingEvent:
     """The event that `to_line` wrote. Raises ValueError for anything else."""
     try:
         values = json.loads(line)
-        kind = _KINDS[values.pop("kind")]
+        kind = KINDS[values.pop("kind")]
         if kind is Drawn:
             values["request"] = request_from_fields(values["request"])
             values["notes"] = tuple(values["notes"])

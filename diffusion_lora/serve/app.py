@@ -1,13 +1,17 @@
 """The engine's HTTP: routes over a `Studio`, and the news of a drawing as lines of JSON.
 
-    GET  /status      the engine's status (generate.wire.EngineStatus)
-    POST /generate    {requests, previews} -> application/x-ndjson, an event a line; hanging up cancels
-    POST /cancel      {id} -> {cancelled}
-    POST /load        {base}; /unload lets go of it
-    GET  /adapters    the cards of the LoRAs in the workspace
-    /sdapi/v1/...     a part of AUTOMATIC1111's API (`web_api`)
+    GET  /status        the engine's status (generate.wire.EngineStatus)
+    POST /generate      {requests, previews} -> application/x-ndjson, an event a line; hanging up cancels
+    POST /img2img       the same from a picture, with or without a mask
+    POST /grid          the same for every pair of a row and a column, and a sheet of all
+    POST /cancel        {id} -> {cancelled}
+    POST /load          {base}; /unload lets go of it
+    GET  /adapters      the cards of the LoRAs in the workspace
+    GET  /bases         what can be loaded by name
+    GET  /openapi.json  all of this described (`description`)
+    /sdapi/v1/...       a part of AUTOMATIC1111's API (`web_api`)
 
-What a person can get wrong is answered with status 400 and {text}. Who may ask is `guard`'s.
+Bodies are `asked`'s. What a person can get wrong is answered with status 400 and {text}. Who may ask is `guard`'s.
 """
 
 from __future__ import annotations
@@ -16,33 +20,32 @@ import asyncio
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from diffusion_lora.adopted import lora_path
 from diffusion_lora.errors import PromptError, UserError
-from diffusion_lora.generate.infotext import request_from_fields
-from diffusion_lora.generate.request import Request as PictureRequest
 from diffusion_lora.generate.wire import Last, Start, status_fields, to_line
 from diffusion_lora.lora.card import workspace_cards
+from diffusion_lora.serve.asked import Cancel, FromPicture, Generate, Grid, Load, read, started
+from diffusion_lora.serve.description import describe
 from diffusion_lora.serve.drawing import Drawing
+from diffusion_lora.serve.grids import planned
 from diffusion_lora.serve.guard import Message, Receive, Send
 from diffusion_lora.serve.studio import Studio
-from diffusion_lora.serve.web_api import add_web_api
+from diffusion_lora.serve.web_api import add_web_api, bases_in
 from diffusion_lora.workspace import Workspace
 
-MAX_REQUESTS = 1000
 MAX_BODY_BYTES = 4_000_000
 MAX_PICTURE_BYTES = 64_000_000  # bodies with pictures in them
 
 
 def create_app(studio: Studio, workspace: Workspace, on_request: Callable[[], None]) -> FastAPI:
     """The routes. `on_request` is called at each request: the process wants to know when it was last needed."""
-    app = FastAPI(openapi_url=None)
+    app = FastAPI(docs_url=None, redoc_url=None)
 
     @app.exception_handler(UserError)
     async def _told(request: Request, error: UserError) -> Response:
@@ -56,22 +59,32 @@ def create_app(studio: Studio, workspace: Workspace, on_request: Callable[[], No
     @app.post("/generate")
     async def _generate(request: Request) -> Response:
         on_request()
-        order = await _body(request)
-        asked = order.get("requests")
-        if not isinstance(asked, list) or not 1 <= len(asked) <= MAX_REQUESTS:
-            raise PromptError(f"the order has no list of 1 to {MAX_REQUESTS} requests")
-        requests = [_in_workspace(workspace, request_from_fields(fields)) for fields in asked]
-        return _News(studio, Drawing(requests, previews=bool(order.get("previews", True))))
+        order = read(Generate, await _body(request), workspace)
+        return _News(studio, Drawing(order.requests, previews=order.previews))
+
+    @app.post("/img2img")
+    async def _img2img(request: Request) -> Response:
+        on_request()
+        order = read(FromPicture, await _body(request, MAX_PICTURE_BYTES), workspace)
+        return _News(studio, Drawing(started(order, workspace), previews=order.previews))
+
+    @app.post("/grid")
+    async def _grid(request: Request) -> Response:
+        on_request()
+        order = read(Grid, await _body(request), workspace)
+        requests, finish = planned(order, workspace)
+        return _News(studio, Drawing(requests, previews=order.previews, finish=finish))
 
     @app.post("/cancel")
     async def _cancel(request: Request) -> Response:
         on_request()
-        return JSONResponse({"cancelled": studio.cancel(_text(await _body(request), "id"))})
+        return JSONResponse({"cancelled": studio.cancel(read(Cancel, await _body(request), workspace).id)})
 
     @app.post("/load")
     async def _load(request: Request) -> Response:
         on_request()
-        studio.load(_text(await _body(request), "base"))
+        base = read(Load, await _body(request), workspace).base
+        studio.load(bases_in(workspace).get(base, base))
         return JSONResponse({})
 
     @app.post("/unload")
@@ -88,7 +101,13 @@ def create_app(studio: Studio, workspace: Workspace, on_request: Callable[[], No
         places = [{key: path and workspace.relative(path) for key, path in one.items()} for one in paths]
         return JSONResponse({"adapters": [asdict(card) | place for card, place in zip(cards, places, strict=True)]})
 
+    @app.get("/bases")
+    def _bases() -> Response:
+        on_request()
+        return JSONResponse({"bases": [{"name": name, "path": path} for name, path in bases_in(workspace).items()]})
+
     add_web_api(app, studio, workspace, partial(_body, limit=MAX_PICTURE_BYTES), on_request)
+    describe(app)
     return app
 
 
@@ -146,15 +165,3 @@ async def _body(request: Request, limit: int = MAX_BODY_BYTES) -> dict[str, Any]
         raise PromptError("the order is no JSON object")
     return body
 
-
-def _text(body: dict[str, Any], name: str) -> str:
-    value = body.get(name)
-    if not isinstance(value, str) or not value:
-        raise PromptError(f"the order does not say which {name}")
-    return value
-
-
-def _in_workspace(workspace: Workspace, request: PictureRequest) -> PictureRequest:
-    """The request with relative paths of LoRAs taken from the workspace, wherever this process was started; what is no
-    path of a file there may be the name of a LoRA. Raises WorkspaceError when it is neither."""
-    return replace(request, loras=tuple(replace(use, path=lora_path(workspace, use.path)) for use in request.loras))

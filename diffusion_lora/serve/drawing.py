@@ -9,19 +9,24 @@ import asyncio
 import contextlib
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from diffusion_lora.generate.request import Request
 from diffusion_lora.generate.wire import DrawingEvent
+
+Finish = Callable[[Mapping[int, Path]], DrawingEvent]
+"""Makes of a drawing's pictures, by place, what is told before its end."""
 
 
 class Drawing:
     """An order, made inside the event loop that will pass its news on."""
 
-    def __init__(self, requests: Sequence[Request], *, previews: bool) -> None:
+    def __init__(self, requests: Sequence[Request], *, previews: bool, finish: Finish | None = None) -> None:
         self.id = secrets.token_hex(8)
         self.requests = tuple(requests)
         self.previews = previews
+        self.finish = finish
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[DrawingEvent | None] = asyncio.Queue()
         self._given_up = threading.Event()

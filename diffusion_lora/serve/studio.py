@@ -1,8 +1,9 @@
-"""The thread that has the base and draws: one order after the other, beside the server's event loop.
+"""The thread that has the base and draws, batch after batch, beside the server's event loop.
 
-It holds the device's lock for as long as it has a base loaded. When a run wants the device, the order at hand is drawn
-to its end, the base is unloaded and the lock let go; the studio comes back as soon as the device is free. Adapters stay
-in the model between orders (`generate.shelf`). HTTP is `app`'s. Torch is imported by the thread.
+It holds the device's lock for as long as it has a base loaded. When a run wants the device, the orders at work are
+drawn to their end, the base is unloaded and the lock let go; the studio comes back as soon as the device is free. Which
+pictures make a batch is said by `orders`: those of different callers join where they are alike. Adapters stay in the
+model between orders (`generate.shelf`). HTTP is `app`'s. Torch is imported by the thread.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import gc
 import io
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -29,17 +29,17 @@ from diffusion_lora.generate.picture import save_pictures
 from diffusion_lora.generate.request import Request
 from diffusion_lora.generate.wire import (
     Cancelled,
+    DrawingEvent,
     Drawn,
     End,
     EngineStatus,
     Failed,
     Preview,
-    Queued,
     State,
-    Step,
     Waiting,
 )
 from diffusion_lora.serve.drawing import Drawing
+from diffusion_lora.serve.orders import Order, Orders, next_batch
 from diffusion_lora.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ class Studio:
         self._base: str | None = base  # the one wanted; None: none until somebody asks
         self._last_base = base
         self._asked = 0  # how often an order, a base or nothing was asked for
-        self._orders: deque[Drawing] = deque()
-        self._current: Drawing | None = None
+        self._orders = Orders()
         self._leaving = False
 
         self._engine: Engine | None = None
@@ -92,8 +91,8 @@ class Studio:
         """Give up every order; the thread ends after the step at hand."""
         with self._news:
             self._leaving = True
-            for drawing in self._all():
-                drawing.give_up()
+            for order in self._orders:
+                order.drawing.give_up()
             self._drop_given_up()
             self._news.notify_all()
 
@@ -112,12 +111,12 @@ class Studio:
     def is_busy(self) -> bool:
         """Whether an order is being drawn or waits."""
         with self._news:
-            return bool(self._all())
+            return bool(self._orders)
 
     def order(self, drawing: Drawing) -> None:
         """Draw this after everything that was ordered before."""
         with self._news:
-            self._orders.append(drawing)
+            self._orders.add(drawing)
             self._base = self._base or self._last_base
             self._notify()
             self._tell_waiting()
@@ -125,14 +124,14 @@ class Studio:
     def cancel(self, drawing_id: str) -> bool:
         """Give up an order: at once if it waits, else after the step at hand. False if there is none of this id."""
         with self._news:
-            found = [drawing for drawing in self._all() if drawing.id == drawing_id]
+            found = [order.drawing for order in self._orders if order.drawing.id == drawing_id]
             for drawing in found:
                 drawing.give_up()
             self._drop_given_up()
         return bool(found)
 
     def load(self, base: str) -> None:
-        """Take this base from now on. The order at hand is drawn with the old one."""
+        """Take this base from now on. Orders at work are drawn with the old one."""
         with self._news:
             self._base = self._last_base = base
             self._notify()
@@ -194,12 +193,9 @@ class Studio:
         try:
             self._load(base)
             self._set("ready", f"{base} is ready.")
-            while drawing := self._next(base):
-                last = self._draw(drawing)
-                with self._news:
-                    self._current = None
+            while batch := self._next(base):
+                self._draw(batch)
                 self._set("ready", f"{base} is ready.")
-                drawing.tell(last)
         finally:
             self._unload()
 
@@ -240,70 +236,131 @@ class Studio:
 
     # --- the thread: orders -------------------------------------------------------------------------------------------
 
-    def _next(self, base: str) -> Drawing | None:
-        """The next order as soon as there is one; None when the base has to go."""
-        with self._news:
-            while not self._leaving and self._base == base:
-                if any(one.kind == "run" for one in wanted(self._workspace, self._device)):
-                    return None
-                if self._orders:
-                    self._current = self._orders.popleft()
+    def _next(self, base: str) -> list[tuple[Order, int]]:
+        """The pictures of the next batch, as soon as there are some; none when the base has to go."""
+        assert self._engine is not None
+        while True:
+            with self._news:
+                stays = self._base == base and not any(
+                    one.kind == "run" for one in wanted(self._workspace, self._device)
+                )
+                new = [order for order in self._orders.waiting if stays and not order.ready]
+            for order in new:
+                self._make_ready(order)
+            with self._news:
+                for order in [order for order in self._orders.at_work if order.drawing.is_given_up]:
+                    self._orders.close(order, Cancelled())
+                if self._leaving:
+                    return []
+                # What was begun is drawn to its end first, whoever else wants the device.
+                ready = [order for order in self._orders if order.began is not None or (stays and order.ready)]
+                if batch := next_batch(ready, self._engine.at_once):
+                    for order in _owners(batch):
+                        order.batch_begins([place for owner, place in batch if owner is order])
                     self._tell_waiting()
-                    return self._current
-                self._news.wait(POLL_S)
-            return None
+                    return batch
+                if not stays:
+                    return []
+                if not self._orders:
+                    self._news.wait(POLL_S)
 
-    def _draw(self, drawing: Drawing) -> Cancelled | Failed | End:
-        """Draw one order and tell how it goes; the last word is returned. What is no UserError is raised as well."""
+    def _make_ready(self, order: Order) -> None:
+        """Fill in what the model decides; an order that asks for what is not there ends here, and no other with it."""
+        assert self._engine is not None
+        try:
+            order.make_ready([self._engine.resolved(request) for request in order.requests])
+        except UserError as error:
+            self._close(order, Failed(str(error)))
+
+    def _draw(self, batch: Sequence[tuple[Order, int]]) -> None:
+        """Draw a batch and tell how it goes. What is no UserError is raised as well."""
+        orders = _owners(batch)
+        count = len(batch)
+        self._set("busy", "Drawing a picture." if count == 1 else f"Drawing {count} pictures.")
+        try:
+            left = self._draw_together(batch)
+            # Of several callers one asked for what cannot be drawn: the others get their pictures all the same.
+            for order in _owners(left):
+                if rest := self._draw_together([picture for picture in left if picture[0] is order]):
+                    raise RuntimeError(f"{len(rest)} pictures of one order were left")
+        except _GivenUp:
+            pass
+        except Exception:
+            for order in orders:
+                self._close(order, Failed(_OWN_ERROR))
+            raise
+        for order in orders:
+            if not order.left and not order.ended and order.began is not None:
+                self._close(order, _last(order, perf_counter() - order.began))
+
+    def _draw_together(self, batch: Sequence[tuple[Order, int]]) -> list[tuple[Order, int]]:
+        """Draw pictures as one batch; those are returned that were not drawn because one of them cannot be.
+
+        An order that is alone in the batch and cannot be drawn is told so, and ends. Raises _GivenUp when nobody wants
+        any of the pictures.
+        """
         assert self._engine is not None
         assert self._glances is not None
-        glances = self._glances
-        count, steps_done = len(drawing.requests), 0
-        self._set("busy", "Drawing a picture." if count == 1 else f"Drawing {count} pictures.")
+        engine, glances, orders = self._engine, self._glances, _owners(batch)
+        left = list(batch)
 
         def stepped(done: int, total: int) -> None:
-            nonlocal steps_done
-            steps_done = done
-            if drawing.is_given_up:
-                raise _GivenUp
-            drawing.tell(Step(done, total))
+            self._let_go(orders)
+            for order in orders:
+                if not order.ended:
+                    order.stepped(done, total, engine.at_once)
 
         def glimpsed(glimpse: Glimpse) -> None:
-            for place, image in glances.look(glimpse):
-                drawing.tell(Preview(place, _webp(image)))
-                if drawing.is_given_up:
-                    raise _GivenUp
+            for index, image in glances.look(glimpse.of(seen)):
+                order, place = batch[index]
+                if not order.ended:
+                    order.drawing.tell(Preview(place, _webp(image)))
+                self._let_go(orders)
 
-        began = perf_counter()
+        requests = [order.requests[place] for order, place in batch]
+        later = [order.requests[place] for order in self._orders.at_work for place in order.left]
+        seen = [index for index, (order, _) in enumerate(batch) if order.drawing.previews]
         glances.restart()
-        watch = glimpsed if drawing.previews else None
         try:
-            for index, picture in self._engine.stream(drawing.requests, progress=stepped, watch=watch):
+            for index, picture in engine.stream(
+                requests, progress=stepped, watch=glimpsed if seen else None, beside=later
+            ):
+                order, place = batch[index]
+                left.remove((order, place))
+                if order.ended:
+                    continue
                 (path,) = save_pictures(self._workspace.pictures, [picture])
                 self._status = replace(self._status, drawn=self._status.drawn + 1)
-                drawing.tell(Drawn(index, self._workspace.relative(path), picture.request, picture.notes))
-        except _GivenUp:
-            return Cancelled()
+                order.paths[place] = path
+                order.drawing.tell(Drawn(place, self._workspace.relative(path), picture.request, picture.notes))
         except UserError as error:
-            return Failed(str(error))
-        except Exception:
-            drawing.tell(Failed(_OWN_ERROR))
-            raise
-        seconds = perf_counter() - began
-        return End(round(seconds, 3), round(steps_done / seconds, 2))
+            if len(orders) > 1:
+                return [picture for picture in left if not picture[0].ended]
+            self._close(orders[0], Failed(str(error)))
+        return []
+
+    def _let_go(self, orders: Sequence[Order]) -> None:
+        """Tell those whose drawing was given up; raises _GivenUp when that is everybody."""
+        for order in orders:
+            if order.drawing.is_given_up:
+                self._close(order, Cancelled())
+        if all(order.ended for order in orders):
+            raise _GivenUp
 
     def _fail(self, text: str, base: str | None) -> None:
         """Tell everybody who waits for this base, then wait for somebody who wants it tried again, or another."""
         with self._news:
-            self._current = None
             if self._base != base:
                 return
-            for drawing in self._orders:
-                drawing.tell(Failed(text))
-            self._orders.clear()
+            for order in list(self._orders):
+                self._orders.close(order, Failed(text))
             asked = self._asked
         self._set("failed", text)
         self._sleep_until_asked(asked)
+
+    def _close(self, order: Order, last: DrawingEvent) -> None:
+        with self._news:
+            self._orders.close(order, last)
 
     def _sleep_until_asked(self, asked: int) -> None:
         with self._news:
@@ -317,26 +374,35 @@ class Studio:
 
     # --- with the condition held --------------------------------------------------------------------------------------
 
-    def _all(self) -> list[Drawing]:
-        return [*([self._current] if self._current else []), *self._orders]
-
     def _notify(self) -> None:
         self._asked += 1
         self._news.notify_all()
 
     def _drop_given_up(self) -> None:
-        for drawing in [drawing for drawing in self._orders if drawing.is_given_up]:
-            self._orders.remove(drawing)
-            drawing.tell(Cancelled())
+        self._orders.drop_given_up()
         self._tell_waiting()  # those behind have moved up
 
     def _tell_waiting(self) -> None:
         status = self._status
-        for ahead, drawing in enumerate(self._orders, start=1 if self._current else 0):
-            if status.state in ("loading", "away"):
-                drawing.tell(Waiting(status.text, status.holder))
-            elif ahead:
-                drawing.tell(Queued(ahead))
+        if status.state not in ("loading", "away"):
+            self._orders.tell_places()
+            return
+        for order in self._orders.waiting:
+            order.drawing.tell(Waiting(status.text, status.holder))
+
+
+def _owners(batch: Sequence[tuple[Order, int]]) -> list[Order]:
+    return list(dict.fromkeys(order for order, _ in batch))
+
+
+def _last(order: Order, seconds: float) -> End | Failed:
+    """The last word to an order all of whose pictures are drawn; what is made of them is told before."""
+    if order.drawing.finish is not None:
+        try:
+            order.drawing.tell(order.drawing.finish(order.paths))
+        except UserError as error:
+            return Failed(str(error))
+    return End(round(seconds, 3), round(order.steps_done / seconds, 2))
 
 
 def _webp(image: Image.Image) -> str:

@@ -2,9 +2,10 @@
 
     POST /sdapi/v1/txt2img, /img2img     draw; PNGs in base64, with their infotexts
     POST /sdapi/v1/png-info              the infotext of a picture
-    GET  /sdapi/v1/progress              of what is being drawn through this API
+    GET  /sdapi/v1/progress              of what is being drawn through this API, with a glimpse of it
     POST /sdapi/v1/interrupt             give it up
-    GET  /sdapi/v1/loras, /samplers      what there is
+    GET  /sdapi/v1/loras, /samplers, /schedulers, /sd-models, /scripts      what there is
+    GET, POST /sdapi/v1/options          which base is loaded; `sd_model_checkpoint` loads another
 
 `<lora:name:…>` in prompts is looked up in the workspace. What a field asks for and this engine has not is refused in
 words, never drawn without. Clients log in with any name and the engine's token as the password (`guard`).
@@ -13,19 +14,16 @@ words, never drawn without. Clients log in with any name and the engine's token 
 from __future__ import annotations
 
 import base64
-import binascii
-import hashlib
 import json
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from diffusion_lora.adopted import find_model
+from diffusion_lora.adopted import find_model, models
 from diffusion_lora.errors import PromptError
 from diffusion_lora.generate.embedded import COMMENT, texts_in
 from diffusion_lora.generate.infotext import TEXT_CHUNK, write_infotext
@@ -33,9 +31,9 @@ from diffusion_lora.generate.request import Request as PictureRequest
 from diffusion_lora.generate.samplers import SAMPLERS, sampler_named, sampler_of_a1111
 from diffusion_lora.generate.start import Hires, Start
 from diffusion_lora.generate.tags import read_typed_prompt
-from diffusion_lora.generate.wire import Cancelled, Drawn, Failed, Last, Step
+from diffusion_lora.generate.wire import Cancelled, Drawn, Failed, Last, Preview, Step
 from diffusion_lora.lora.card import workspace_cards
-from diffusion_lora.run import write_atomically
+from diffusion_lora.serve.asked import kept
 from diffusion_lora.serve.drawing import Drawing
 from diffusion_lora.serve.studio import Studio
 from diffusion_lora.workspace import Workspace
@@ -53,6 +51,7 @@ class _State:
     drawings: dict[str, Drawing] = field(default_factory=dict)
     done: int = 0
     total: int = 0
+    glimpse: str | None = None
 
 
 def add_web_api(app: FastAPI, studio: Studio, workspace: Workspace, body: Body, on_request: Callable[[], None]) -> None:
@@ -61,7 +60,7 @@ def add_web_api(app: FastAPI, studio: Studio, workspace: Workspace, body: Body, 
 
     async def drawn(asked: dict[str, Any], start: Start | None) -> Response:
         requests = _requests(asked, workspace, start)
-        drawing = Drawing(requests, previews=False)
+        drawing = Drawing(requests, previews=True)
         state.drawings[drawing.id] = drawing
         studio.order(drawing)
         found: dict[int, Drawn] = {}
@@ -71,6 +70,8 @@ def add_web_api(app: FastAPI, studio: Studio, workspace: Workspace, body: Body, 
                     found[event.index] = event
                 elif isinstance(event, Step):
                     state.done, state.total = event.done, event.total
+                elif isinstance(event, Preview):
+                    state.glimpse = event.webp
                 elif isinstance(event, Failed):
                     raise PromptError(event.text)
                 if isinstance(event, Last):
@@ -78,7 +79,7 @@ def add_web_api(app: FastAPI, studio: Studio, workspace: Workspace, body: Body, 
         finally:
             studio.cancel(drawing.id)
             del state.drawings[drawing.id]
-            state.done = state.total = 0
+            state.done, state.total, state.glimpse = 0, 0, None
         pictures = [found[index] for index in sorted(found)]
         infotexts = [write_infotext(picture.request) for picture in pictures]
         info = {
@@ -106,15 +107,16 @@ def add_web_api(app: FastAPI, studio: Studio, workspace: Workspace, body: Body, 
     @app.post("/sdapi/v1/png-info")
     async def _png_info(request: Request) -> Response:
         on_request()
-        texts = texts_in(_kept((await body(request)).get("image"), workspace))
+        texts = texts_in(kept((await body(request)).get("image"), workspace))
         return JSONResponse({"info": texts.get(TEXT_CHUNK, texts.get(COMMENT, "")), "items": texts})
 
     @app.get("/sdapi/v1/progress")
-    async def _progress() -> Response:
+    async def _progress(skip_current_image: bool = False) -> Response:
         on_request()
         share = state.done / state.total if state.total else 0.0
         told = {"job_count": len(state.drawings), "sampling_step": state.done, "sampling_steps": state.total}
-        return JSONResponse({"progress": share, "eta_relative": 0.0, "state": told, "current_image": None})
+        glimpse = None if skip_current_image else state.glimpse
+        return JSONResponse({"progress": share, "eta_relative": 0.0, "state": told, "current_image": glimpse})
 
     @app.post("/sdapi/v1/interrupt")
     async def _interrupt() -> Response:
@@ -134,6 +136,47 @@ def add_web_api(app: FastAPI, studio: Studio, workspace: Workspace, body: Body, 
         on_request()
         names = dict.fromkeys(sampler.a1111 for sampler in SAMPLERS.values())
         return JSONResponse([{"name": name, "aliases": [], "options": {}} for name in names])
+
+    @app.get("/sdapi/v1/schedulers")
+    async def _schedulers() -> Response:
+        on_request()
+        labels = dict.fromkeys(["Automatic", *(sampler.a1111_schedule for sampler in SAMPLERS.values())])
+        return JSONResponse([{"name": label.lower().replace(" ", "_"), "label": label} for label in labels])
+
+    @app.get("/sdapi/v1/scripts")
+    async def _scripts() -> Response:
+        on_request()
+        return JSONResponse({"txt2img": [], "img2img": []})
+
+    @app.get("/sdapi/v1/sd-models")
+    def _bases() -> Response:
+        on_request()
+        return JSONResponse([
+            {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": place, "config": None}
+            for name, place in bases_in(workspace).items()
+        ])  # fmt: skip
+
+    @app.get("/sdapi/v1/options")
+    async def _options() -> Response:
+        on_request()
+        status = studio.status()
+        return JSONResponse({"sd_model_checkpoint": status.base, "sd_checkpoint_hash": status.base_hash})
+
+    @app.post("/sdapi/v1/options")
+    async def _set_options(request: Request) -> Response:
+        on_request()
+        wanted = await body(request)
+        base = wanted.pop("sd_model_checkpoint", None)
+        if wanted:
+            raise PromptError(f"{next(iter(wanted))}: of the options this engine has sd_model_checkpoint alone")
+        if base is not None:
+            studio.load(bases_in(workspace).get(str(base), str(base)))
+        return JSONResponse(None)
+
+
+def bases_in(workspace: Workspace) -> dict[str, str]:
+    """What can be loaded by name here: the embedded base, and those of the workspace and of adopted folders."""
+    return {"pocket": "pocket"} | {model.name: str(model.path) for model in models(workspace, "bases")}
 
 
 def _requests(asked: dict[str, Any], workspace: Workspace, start: Start | None) -> list[PictureRequest]:
@@ -187,30 +230,17 @@ def _start(asked: dict[str, Any], workspace: Workspace) -> Start:
     images = asked.get("init_images")
     if not isinstance(images, list) or len(images) != 1:
         raise PromptError("init_images holds no picture to start from, or more than one")
-    mask = _kept(asked["mask"], workspace) if asked.get("mask") else None
+    mask = kept(asked["mask"], workspace) if asked.get("mask") else None
     if asked.get("inpainting_mask_invert"):
         raise PromptError("inpainting_mask_invert: this engine draws where the mask is white; invert it first")
     return Start(
-        _kept(images[0], workspace),
+        kept(images[0], workspace),
         _number(asked, "denoising_strength", 0.75),
         mask,
         _whole(asked, "mask_blur", 4),
         bool(asked.get("inpaint_full_res")) and mask is not None,
         _whole(asked, "inpaint_full_res_padding", 32),
     )
-
-
-def _kept(encoded: object, workspace: Workspace) -> Path:
-    """A picture that was sent, in a file named by its content: the request of what is drawn from it points there."""
-    try:
-        data = base64.b64decode(str(encoded).rpartition(",")[2], validate=True)
-    except (ValueError, binascii.Error):
-        raise PromptError("a picture is not in base64") from None
-    path = workspace.state / "given" / f"{hashlib.sha256(data).hexdigest()}.png"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, data)
-    return path
 
 
 def _whole(asked: dict[str, Any], name: str, default: int) -> int:

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_lora.generate.reading import read_request
+from diffusion_lora.generate.reading import read_picture, read_request
 from diffusion_lora.generate.request import LoraUse, Request
 from webui.engine import (
     Cancelled,
@@ -137,6 +138,55 @@ def test_one_drawing_at_a_time_and_each_in_its_turn(engine: Any) -> None:
     first.close()
     assert isinstance(next(third), Step | Preview)
     third.close()
+    engine.wait_until("ready")
+
+
+def test_callers_whose_pictures_are_alike_share_a_batch_and_each_gets_its_own(engine: Any) -> None:
+    """Two callers would take two passes, or one would get the other's pictures, steps or adapters."""
+    requests = [Request(CAT.prompt, seed=seed, steps=6, loras=(STYLE.at(seed / 10),)) for seed in (1, 2, 3)]
+    alone = [of_kind(Drawn, engine.client.generate([request]))[0] for request in requests]
+    first = engine.client.generate([LONG])
+    while not isinstance(next(first), Step):
+        pass
+    calls = [engine.client.generate(requests[:1]), engine.client.generate(requests[1:])]
+    for call in calls:
+        assert isinstance(next(call), Start)
+        assert isinstance(next(call), Queued)
+    first.close()
+    told = [list(call) for call in calls]
+    for events in told:
+        assert isinstance(events[-1], End)
+        assert [(step.done, step.total) for step in of_kind(Step, events)] == [(done, 6) for done in range(1, 7)]
+    drawn = [picture for events in told for picture in of_kind(Drawn, events)]
+    assert [picture.index for picture in drawn] == [0, 0, 1]
+    for one, other in zip(drawn, alone, strict=True):
+        assert one.request == other.request
+        assert engine.workspace.relative(engine.workspace.root / one.path) != other.path
+        reading = read_picture(engine.workspace.root / one.path)
+        assert reading.company is not None
+        assert reading.company.rows == 6, "three pictures, two halves each: one batch"
+        pixels = [np.asarray(Image.open(engine.workspace.root / each.path), dtype=int) for each in (one, other)]
+        assert np.abs(pixels[0] - pixels[1]).max() <= 1
+
+
+def test_of_callers_in_one_batch_one_cancels_and_one_asks_for_nonsense(engine: Any) -> None:
+    """Others in the batch would lose their pictures with the caller who gave up, or whose strength made no numbers."""
+    first = engine.client.generate([LONG])
+    while not isinstance(next(first), Step):
+        pass
+    wild = Request(LONG.prompt, seed=5, steps=15, loras=(STYLE.at(1e30),))
+    calls = [engine.client.generate([replace(wild, loras=uses)]) for uses in ((), (), wild.loras)]
+    ids = [next(call).id for call in calls]
+    assert all(isinstance(next(call), Queued) for call in calls)
+    first.close()
+    while not isinstance(next(calls[0]), Step):
+        pass
+    assert engine.client.cancel(ids[0])
+    assert isinstance(list(calls[0])[-1], Cancelled)
+    assert isinstance(list(calls[1])[-1], End)
+    (*_, last) = calls[2]
+    assert isinstance(last, Failed)
+    assert "no numbers" in last.text
     engine.wait_until("ready")
 
 
