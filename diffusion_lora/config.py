@@ -326,6 +326,7 @@ class CheckpointTable(Table):
 
     every: Every = Field(default=0, description="steps between checkpoints; 0 = only at the end and when stopped")
     keep: Count = Field(default=2, description="newest checkpoints that are kept")
+    adapters: bool = Field(default=False, description="keep every checkpoint's adapter file too, for grids of them")
 
     def due(self, step: int) -> bool:
         """Whether one is saved after this many steps."""

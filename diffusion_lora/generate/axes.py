@@ -2,6 +2,7 @@ r"""Axes of a grid as people write them: `KEY=VALUE,VALUE,...`, or `KEY:NAME=...
 
     strength:style=0,0.5,1          its strength            text:style=0,1       that of its text part
     block:style=IN04,MID,OUT05      it alone in that block  lora=a.safetensors,b.safetensors:0.8,none
+    checkpoint:style=100,200,end    it as it was after so many steps of its run (`checkpoint.adapters = true`)
     seed=1,2,3   steps=10,20   guidance=3,7   sampler=ddim,euler   clip_skip=1,2   size=64x64,96x64
     replace=cat,dog,fish            the first is searched for in the prompt and replaced by each, itself among them
 
@@ -74,7 +75,26 @@ def _block(text: str, value: str) -> Callable[[LoraUse], LoraUse]:
     return lambda use: replace(use, blocks=use.blocks if value == "all" else (*others, (value, 1.0)))
 
 
-_OF_LORA = {"strength": _strength, "text": _text_strength, "block": _block}
+def _checkpoint(text: str, value: str) -> Callable[[LoraUse], LoraUse]:
+    step = None if value == "end" else _number(text, value, int)
+
+    def changed(use: LoraUse) -> LoraUse:
+        if step is None:
+            return use
+        # In its run's folder the adapter is RUN/adapter.safetensors; published in a workspace, loras/RUN.safetensors.
+        folders = [(use.path.parent, use.path.stem), (use.path.parent.parent / "runs" / use.path.stem, "adapter")]
+        kept = {path: int(path.stem.rpartition("-")[2]) for folder, stem in folders
+                for path in sorted((folder / "checkpoints").glob(f"{stem}-step-*.safetensors"))}  # fmt: skip
+        found = [path for path, saved in kept.items() if saved == step]
+        if not found:
+            there = ", ".join(map(str, sorted(set(kept.values())))) or "none: checkpoint.adapters = true keeps them"
+            raise PromptError(f"of {use.name} there is no adapter of step {step}; those of these steps are: {there}")
+        return replace(use, path=found[0], sha=None)
+
+    return changed
+
+
+_OF_LORA = {"strength": _strength, "text": _text_strength, "block": _block, "checkpoint": _checkpoint}
 _KEYS = (*(f"{key}:NAME" for key in _OF_LORA), "lora", "replace", "size", *_FIELDS)
 
 

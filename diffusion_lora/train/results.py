@@ -37,6 +37,15 @@ def write_adapters(run: Run, ready: Prepared, learners: Sequence[Learner], step:
                 write_word(vectors, run.embedding_path(word, learner.name))
 
 
+def keep_adapters(run: Run, ready: Prepared, learners: Sequence[Learner], step: int) -> None:
+    """Write every adapter as it is after `step` steps beside the checkpoints, under a name of its own. Raises
+    OutputError."""
+    for learner in learners:
+        if learner.diverged_at is None:
+            name = f"{run.adapter_file(learner.name).stem}-step-{step:08d}.safetensors"
+            write_adapter_of(run, ready, learner, step, run.folder / "checkpoints" / name)
+
+
 def write_adapter_of(run: Run, ready: Prepared, learner: Learner, step: int, path: Path) -> Adapter:
     """Write what is to be kept of one adapter after `step` steps to this file; the adapter. Raises OutputError."""
     metadata = training_metadata(learner.config, _facts(run, ready, learner, step))

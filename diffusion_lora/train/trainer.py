@@ -37,7 +37,7 @@ from diffusion_lora.train.parity import tell_parity
 from diffusion_lora.train.passes import draw_passes, forward_backward
 from diffusion_lora.train.prepare import prepare
 from diffusion_lora.train.preview import draw_previews, previews_of
-from diffusion_lora.train.results import tell_calibration, tell_comparison, write_adapters
+from diffusion_lora.train.results import keep_adapters, tell_calibration, tell_comparison, write_adapters
 from diffusion_lora.train.team import Team, joined_team
 from diffusion_lora.train.trackers import tracked
 from diffusion_lora.train.validate import Validation
@@ -167,6 +167,8 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
             if (save or turned) and team.leads:
                 path = save_checkpoint(run, step, learners, fitting, ready.folded, keep=config.checkpoint.keep)
                 tell("checkpoint", step=step, path=str(path.relative_to(run.folder)))
+                if config.checkpoint.adapters:
+                    keep_adapters(run, ready, learners, step)
 
             # --- once: the end before the end -------------------------------------------------------------------------
             if ending and step < steps:

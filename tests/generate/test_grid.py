@@ -131,3 +131,21 @@ def test_the_page_of_a_sheet_escapes_what_people_wrote() -> None:
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert 'title="a &quot;cat&quot; &lt;b&gt;"' in page
+
+
+def test_an_axis_of_a_run_s_checkpoints(tmp_path: Path) -> None:
+    """Which step of a training was best could only be seen file by file."""
+    kept = tmp_path / "runs" / "ink" / "checkpoints"
+    kept.mkdir(parents=True)
+    for step in (20, 40):
+        (kept / f"adapter-step-{step:08d}.safetensors").touch()
+    for path in (tmp_path / "runs" / "ink" / "adapter.safetensors", tmp_path / "loras" / "ink.safetensors"):
+        request = Request("a cat", loras=(LoraUse("ink", path, 0.7, sha="0" * 12),))
+        axis = parse_axis("checkpoint:ink=20,40,end")
+        uses = [change(request).loras[0] for change in axis.changes]
+        assert [use.path.name for use in uses[:2]] == ["adapter-step-00000020.safetensors",
+                                                      "adapter-step-00000040.safetensors"]  # fmt: skip
+        assert uses[2] == request.loras[0]
+        assert {use.strength for use in uses} == {0.7}
+        with pytest.raises(PromptError, match="no adapter of step 30; those of these steps are: 20, 40"):
+            parse_axis("checkpoint:ink=30").changes[0](request)

@@ -164,10 +164,14 @@ def test_ctrl_c_saves_the_step_it_is_in_and_says_how_to_go_on(
 
 
 def test_the_newest_checkpoints_are_kept(config: TrainConfig, tmp_path: Path) -> None:
-    config = changed(config, "train.steps=5", "checkpoint.every=1", "checkpoint.keep=2")
+    config = changed(config, "train.steps=5", "checkpoint.every=1", "checkpoint.keep=2", "checkpoint.adapters=true")
     run = Run.create(tmp_path / "run", config)
     train(run, config)
     assert [step for step, _ in checkpoints(run)] == [4, 5]
+    kept = sorted((run.folder / "checkpoints").glob("*.safetensors"))
+    assert [path.stem for path in kept] == [f"adapter-step-{step:08d}" for step in range(1, 6)]
+    assert read_adapter(kept[-1]).allclose(read_adapter(run.adapter_path))
+    assert not read_adapter(kept[0]).allclose(read_adapter(run.adapter_path))
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(config: TrainConfig, tmp_path: Path) -> None:
