@@ -217,6 +217,10 @@ def generate(
     wildcards: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where __name__ in a prompt finds name.txt.")
     ] = None,
+    embedding_dir: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Embeddings by name; else the workspace's embeddings/. Repeatable."),
+    ] = None,
     clip_skip: Annotated[int, typer.Option(min=1, metavar="N", help="The text encoder's layer from the end.")] = 1,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to start from (img2img).")] = None,
     strength: Annotated[
@@ -227,7 +231,7 @@ def generate(
     only_masked: Annotated[bool, typer.Option("--only-masked", help="Draw the mask's surroundings alone.")] = False,
     hires: Annotated[float | None, typer.Option(metavar="X", help="A second pass, so many times as large.")] = None,
     hires_steps: Annotated[int, typer.Option(min=0, metavar="N", help="Its steps, by default --steps.")] = 0,
-    upscaler: Annotated[str, typer.Option(metavar="NAME", help="For --hires: latent or lanczos.")] = "latent",
+    upscaler: Annotated[str, typer.Option(metavar="NAME", help="For --hires: latent, lanczos, or a file.")] = "latent",
     variation_seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Mixed into the seed's noise.")] = None,
     variation: Annotated[float, typer.Option(metavar="X", help="How much of --variation-seed, 0 to 1.")] = 0.0,
     tiling: Annotated[bool, typer.Option("--tiling", help="A picture whose edges meet.")] = False,
@@ -253,7 +257,7 @@ def generate(
     from diffusion_lora.generate.request import Request, parse_lora_argument
     from diffusion_lora.generate.stack import muted, soloed, within_budget
     from diffusion_lora.generate.start import Hires, Start
-    from diffusion_lora.generate.tags import read_typed_prompt
+    from diffusion_lora.generate.tags import read_embeddings, read_typed_prompt
 
     check_kind(kind)
     if image is None and (mask is not None or only_masked):
@@ -265,13 +269,14 @@ def generate(
     requests = []
     for index in range(count):
         words, tagged = read_typed_prompt(prompt, first + index, find=find, wildcards=wildcards)
+        (words, avoided), embeddings = read_embeddings((words, negative), embedding_dir or [_embeddings()])
         uses = muted(given + tagged, mute or ())
         uses = soloed(uses, solo) if solo else uses
         uses = uses if budget is None else within_budget(uses, budget)
         requests.append(
             Request(
                 prompt=words,
-                negative_prompt=negative,
+                negative_prompt=avoided,
                 seed=first + index,
                 steps=steps,
                 guidance_scale=guidance,
@@ -287,6 +292,7 @@ def generate(
                 variation_seed=variation_seed,
                 variation_strength=variation,
                 tiling=tiling,
+                embeddings=embeddings,
             )
         )
     _check_folder(out)
@@ -323,14 +329,14 @@ def redraw(
     read = [read_picture(path) for path in pictures]
     _check_folder(out)
     console = _console()
-    engine, loaded = None, ""
+    engine, loaded = None, ("", "")
 
     from diffusion_lora.generate.picture import save_pictures
 
     for reading in read:
-        wanted = base or reading.request.base or "pocket"
+        wanted = (base or reading.request.base or "pocket", vae or reading.request.vae)
         if engine is None or wanted != loaded:
-            engine, loaded = _engine(console, wanted, device, precision, revision, vae), wanted
+            engine, loaded = _engine(console, wanted[0], device, precision, revision, wanted[1] or None), wanted
         company = reading.company
         picture = engine.redraw(reading.request, company) if company else engine.draw([reading.request])[0]
         for path in save_pictures(out, [picture]):
@@ -759,6 +765,12 @@ def _lora_finder(folders: list[Path] | None) -> "Find":
     from diffusion_lora.workspace import Workspace
 
     return in_folders(folders) if folders else lambda name: find_model(Workspace.at(), "loras", name).path
+
+
+def _embeddings() -> Path:
+    from diffusion_lora.workspace import Workspace
+
+    return Workspace.at().embeddings
 
 
 def _grid_axes(

@@ -63,6 +63,11 @@ class Workspace:
         return self.root / "loras"
 
     @property
+    def embeddings(self) -> Path:
+        """Words with vectors of their own, by name; not made before somebody puts one there."""
+        return self.root / "embeddings"
+
+    @property
     def datasets(self) -> Path:
         return self.root / "datasets"
 

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +30,7 @@ import psutil
 from safetensors.numpy import save_file
 
 from diffusion_lora.generate.request import LoraUse, Request
-from diffusion_lora.generate.wire import Cancelled, Drawn, End, EngineStatus, Start, Step
+from diffusion_lora.generate.wire import Cancelled, DrawingEvent, Drawn, End, EngineStatus, Start, Step
 from diffusion_lora.lora.header import read_header
 from diffusion_lora.processes import open_ui
 from diffusion_lora.workspace import Workspace
@@ -140,9 +141,8 @@ def cancelled(client: EngineClient) -> int:
         assert isinstance(start, Start), start
         while not isinstance(next(drawing), Step):
             pass
-        done = threading.Event()
-        seen: list[tuple[bool, object]] = []
-        reading = threading.Thread(target=lambda: seen.extend((done.is_set(), event) for event in drawing))
+        done, seen = threading.Event(), list[tuple[bool, object]]()
+        reading = threading.Thread(target=_read, args=(drawing, done, seen))
         reading.start()
         assert client.cancel(start.id)
         done.set()
@@ -150,6 +150,11 @@ def cancelled(client: EngineClient) -> int:
         assert isinstance(seen[-1][1], Cancelled), seen[-1]
         most = max(most, sum(after and isinstance(event, Step) for after, event in seen))
     return most
+
+
+def _read(drawing: Iterator[DrawingEvent], cancelled: threading.Event, seen: list[tuple[bool, object]]) -> None:
+    for event in drawing:
+        seen.append((cancelled.is_set(), event))
 
 
 def handed_over(

@@ -1,5 +1,6 @@
 """From what was asked for to a `Model`: find the base, load its parts, check that they fit, name its family."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,15 @@ FAMILIES: dict[Architecture, Family] = {"sd": sd.FAMILY, "sdxl": sdxl.FAMILY}
 def load(base: str, revision: str | None, vae: str | None, device: torch.device, dtype: torch.dtype) -> Model:
     """The base on its device. Raises BaseModelError."""
     source = locate(base, revision)
-    other = None if vae is None else _other_vae(locate_vae(vae), source)
+    place = None if vae is None else locate_vae(vae)
+    other = None if place is None else _other_vae(place, source)
+    model = _loaded(source, other, device, dtype)
+    if vae is not None and place is not None:
+        model.vae_source, model.vae_hash = vae, _sha256(place)
+    return model
+
+
+def _loaded(source: Source, other: nn.Module | None, device: torch.device, dtype: torch.dtype) -> Model:
     if source.file is None:
         return _model(source, source.architecture, load_folder(source, dtype, other), device, dtype)
     found, parts = load_file(source.file, dtype, other)
@@ -83,6 +92,13 @@ def _model(
         file=source.file,
         notes=list(parts.notes),
     )
+
+
+def _sha256(place: Path) -> str:
+    """Of the weights of an autoencoder: a file's, or that which lies in a folder."""
+    file = place if place.is_file() else next(iter(sorted(place.glob("*.safetensors"))))
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _layout(architecture: Architecture, width: int, scheduler_config: Mapping[str, Any]) -> Layout:

@@ -71,7 +71,9 @@ class Model:
     `dtype` is that of the UNet and the text encoders; the autoencoder has its own (`vae`). `source` is what was asked
     for, `folder` where it was found, `file` the checkpoint if it is one. `size_px` is the side of the pictures the base
     was trained on, `vae_factor` the pixels to a latent along each side, `max_tokens` what the text encoder
-    reads of a prompt, its start and end marks apart. `notes` are sentences for the person, more of which may come.
+    reads of a prompt, its start and end marks apart. `vae_source` is the autoencoder that was asked for in place of the
+    base's own, with the SHA-256 of its weights; both are empty where it is the base's. `notes` are sentences for
+    the person, more of which may come.
     """
 
     family: Family
@@ -92,6 +94,8 @@ class Model:
     max_tokens: int
     zero_empty_prompt: bool = False
     file: Path | None = None
+    vae_source: str = ""
+    vae_hash: str = ""
     notes: list[str] = field(default_factory=list)
     words: dict[str, str] = field(default_factory=dict)  # learned ones, as `learned_words` spells them
 

@@ -12,7 +12,7 @@ Somebody may watch: `watch` gets glimpses between steps (`preview`), and what a 
 Not here: files of pictures (`picture`), their text (`infotext`), sheets (`grid`), and how a base is loaded.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from inspect import signature
@@ -38,6 +38,8 @@ from diffusion_lora.generate.rows import Moment, Rows
 from diffusion_lora.generate.samplers import sampler_named
 from diffusion_lora.generate.shelf import Mix, Shelf
 from diffusion_lora.generate.start import Canvas, Hires, prepared
+from diffusion_lora.generate.thrift import Thrift, at_work, plan, rest
+from diffusion_lora.generate.upscaling import check_upscaler, upscaled
 
 Progress = Callable[[int, int], None]
 """Called with (model evaluations done, all of them) after each step of each batch."""
@@ -59,7 +61,9 @@ class Engine:
     times steps), it is put into the weights instead, and taken out again bit for bit.
     """
 
-    def __init__(self, model: Model, *, precision: str = "auto", fold_from: int = FOLD_FROM) -> None:
+    def __init__(
+        self, model: Model, *, precision: str = "auto", fold_from: int = FOLD_FROM, thrift: Thrift | None = None
+    ) -> None:
         if precision not in (*_AUTOCAST, "auto"):
             raise DeviceError(f"the precision {precision!r} is unknown; say auto, {', '.join(_AUTOCAST)}")
         self.model = model
@@ -68,6 +72,11 @@ class Engine:
         self._fold_from = fold_from
         self._shelf = Shelf(model)
         self._told = len(model.notes)  # of the base's notes; more may come while it draws
+        self._thrift = plan(model) if thrift is None else thrift
+        if self._thrift.note:
+            model.notes.append(self._thrift.note)
+        if self._thrift.offload:
+            rest(model)
 
     def draw(
         self, requests: Sequence[Request], *, progress: Progress | None = None, batch_size: int | None = None
@@ -105,7 +114,7 @@ class Engine:
         if batch_size is not None and batch_size < 1:
             raise PromptError(f"the batch size is {batch_size}; give 1 or more")
         jobs = [Job(index, self.resolved(request)) for index, request in enumerate(requests)]
-        self._shelf.hold([*(job.request for job in jobs), *beside])
+        self._hold([*(job.request for job in jobs), *beside])
         planned = list(batches(self.model, jobs, batch_size))
         counter = _Counter(progress, watch, sum(evaluations(batch[0].request) for batch in planned))
         for batch in planned:
@@ -119,14 +128,24 @@ class Engine:
         for path, sha in company.adapters:
             with suppress(AdapterFileError):  # gone, or another by now: then the last bits may differ, nothing else
                 neighbours.append(self._shelf.resolve(LoraUse(Path(path).stem, Path(path), sha=sha)))
-        self._shelf.hold([job.request, replace(job.request, loras=tuple(neighbours), regions=())])
+        self._hold([job.request, replace(job.request, loras=tuple(neighbours), regions=())])
         counter = _Counter(progress, None, evaluations(job.request))
         ((_, picture),) = self._draw_or_halve([job], counter, company)
         return picture
 
     def close(self) -> None:
         """Take all adapters out of the model, so that another engine or a training can have it."""
-        self._shelf.hold(())
+        self._hold(())
+
+    def _hold(self, requests: Iterable[Request]) -> None:
+        with self._encoders():  # adapters are made for the place where a layer is
+            self._shelf.hold(requests)
+
+    def _encoders(self) -> AbstractContextManager[None]:
+        return at_work(self.model, list(self.model.text_encoders.values()), offload=self._thrift.offload)
+
+    def _autoencoder(self) -> AbstractContextManager[None]:
+        return at_work(self.model, [self.model.vae], offload=self._thrift.offload)
 
     def resolved(self, request: Request) -> Request:
         """The request with all that the model decides filled in. Errors as in `stream`."""
@@ -139,6 +158,15 @@ class Engine:
                 f"the request was drawn by another {source} (hash {request.base_hash[:10]}) than this one "
                 f"({model.weights_hash[:10]}); clear base_hash to draw it all the same"
             )
+        if request.hires is not None:
+            check_upscaler(request.hires.upscaler)
+        vae = Request(vae=model.vae_source).vae
+        if request.vae and (request.vae != vae or not model.vae_hash.startswith(request.vae_hash)):
+            mine = f"{vae} ({model.vae_hash[:10]})" if vae else "the one of its base"
+            raise PromptError(
+                f"the request is for the VAE {request.vae} ({request.vae_hash[:10] or 'any'}) and this engine has "
+                f"{mine}: load the base with that VAE, or clear vae to draw it all the same"
+            )
         guidance = model.layout.guidance_scale if request.guidance_scale is None else request.guidance_scale
         return replace(
             request,
@@ -146,9 +174,12 @@ class Engine:
             width=request.width or model.size_px,
             height=request.height or model.size_px,
             loras=tuple(self._shelf.resolve(use) for use in request.loras),
+            embeddings=tuple(map(self._shelf.resolve_embedding, request.embeddings)),
             start=request.start and request.start.resolved(),
             base=source,
             base_hash=model.weights_hash,
+            vae=vae,
+            vae_hash=model.vae_hash,
         )
 
     def _draw_or_halve(
@@ -217,7 +248,8 @@ class Engine:
         steps = Steps(first.steps, first.start.steps(first.steps) if first.start else first.steps)
         with tiled(self.model, on=first.tiling):
             given = [canvas.image for canvas in canvases if canvas]
-            init = latents_of(self.model, given) if given else None
+            with self._autoencoder():
+                init = latents_of(self.model, given) if given else None
             masks = drawn_shares(self.model, canvases) if any(canvas and canvas.mask for canvas in canvases) else None
             latents, company = self._pass(batch, requests, steps, counter, like, init=init, masks=masks)
             if first.hires is not None:
@@ -305,19 +337,24 @@ class Engine:
         if hires.upscaler == "latent":
             shape = self.model.latent_shape(size[1], size[0])[1:]
             return torch.nn.functional.interpolate(latents, shape, mode="bilinear")
-        images = [image.resize(size, Image.Resampling.LANCZOS) for image, _ in self._images(latents)]
-        return latents_of(self.model, images)
+        decoded = [image for image, _ in self._images(latents)]
+        if hires.upscaler != "lanczos":
+            decoded = upscaled(decoded, Path(hires.upscaler), self.model.device)
+        images = [image.resize(size, Image.Resampling.LANCZOS) for image in decoded]
+        with self._autoencoder():
+            return latents_of(self.model, images)
 
     def _encode(self, wanted: Sequence[tuple[Frame, Mix, int]]) -> Conditioning:
         """Frames under their own mixes and clip skips, one row each."""
         parts: dict[int, Conditioning] = {}
-        for clip_skip in {skip: None for _, _, skip in wanted}:
-            places = [place for place, (_, _, skip) in enumerate(wanted) if skip == clip_skip]
-            for start in range(0, len(places), _PROMPTS_A_BATCH):
-                chunk = places[start : start + _PROMPTS_A_BATCH]
-                with self._shelf.mixed([wanted[place][1] for place in chunk]), self._computing():
-                    states = encode_frames(self.model, [wanted[place][0] for place in chunk], clip_skip)
-                parts |= {place: states[row] for row, place in enumerate(chunk)}
+        with self._encoders():
+            for clip_skip in {skip: None for _, _, skip in wanted}:
+                places = [place for place, (_, _, skip) in enumerate(wanted) if skip == clip_skip]
+                for start in range(0, len(places), _PROMPTS_A_BATCH):
+                    chunk = places[start : start + _PROMPTS_A_BATCH]
+                    with self._shelf.mixed([wanted[place][1] for place in chunk]), self._computing():
+                        states = encode_frames(self.model, [wanted[place][0] for place in chunk], clip_skip)
+                    parts |= {place: states[row] for row, place in enumerate(chunk)}
         return Conditioning.cat([parts[place] for place in range(len(wanted))])
 
     def _glimpse(self, batch: Sequence[Job], estimate: Tensor) -> Glimpse:
@@ -332,9 +369,11 @@ class Engine:
 
     def _images(self, latents: Tensor, *, at_once: int = 0) -> Iterator[tuple[Image.Image, int]]:
         """The pictures, and how many were decoded at once with each; `at_once` fills up to as many."""
-        for chunk in latents.split(max(1, _LATENTS_A_DECODE // latents[0, 0].numel())):
+        most = 1 if self._thrift.slicing else max(1, _LATENTS_A_DECODE // latents[0, 0].numel())
+        for chunk in latents.split(most):
             filled = torch.cat([chunk, chunk[-1:].expand(max(0, at_once - len(chunk)), -1, -1, -1)])
-            x_BHWC = decode(self.model, filled)[: len(chunk)].permute(0, 2, 3, 1)
+            with self._autoencoder():
+                x_BHWC = decode(self.model, filled)[: len(chunk)].permute(0, 2, 3, 1)
             for x in (x_BHWC * 255).round().to("cpu", torch.uint8).numpy():
                 yield Image.fromarray(x), len(filled)
 

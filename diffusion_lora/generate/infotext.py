@@ -21,7 +21,7 @@ from diffusion_lora import __version__
 from diffusion_lora.errors import PromptError
 from diffusion_lora.generate.company import Company
 from diffusion_lora.generate.region import Region
-from diffusion_lora.generate.request import LoraUse, Request, with_options, written_options
+from diffusion_lora.generate.request import Embedding, LoraUse, Request, with_options, written_options
 from diffusion_lora.generate.samplers import sampler_named, sampler_of_a1111
 from diffusion_lora.generate.start import Hires, Start
 from diffusion_lora.prompt.tags import AdapterTag, take_tags
@@ -30,7 +30,8 @@ TEXT_CHUNK, JSON_CHUNK = "parameters", "diffusion_lora"
 _FORMAT = 2
 # What a request of version 0.1 did not have: left out where it says nothing, so that those versions read it.
 _NEWER = {"regions": (), "combine": "sum", "prompt_syntax": "weighted", "clip_skip": 1, "start": None, "hires": None,
-          "variation_seed": None, "variation_strength": 0.0, "tiling": False}  # fmt: skip
+          "variation_seed": None, "variation_strength": 0.0, "tiling": False, "vae": "", "vae_hash": "",
+          "embeddings": ()}  # fmt: skip
 _NEWER_OF_LORA = {"blocks": (), "steps": "", "region": "", "negative": None}
 _SIGNS = re.compile(r"[][(){}|:<>\\]|\b(AND|BREAK)\b|__")
 _LONGEST_SURE_PROMPT = 70  # no prompt of so many characters was ever cut off
@@ -64,8 +65,11 @@ def write_infotext(request: Request) -> str:
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
         "Model hash": request.base_hash[:10] or None,
         "Model": _last_part(request.base) or None,
+        "VAE hash": request.vae_hash[:10] or None,
+        "VAE": _last_part(request.vae) or None,
         "RNG": "CPU",
         "Lora hashes": ", ".join(f"{_tag_name(use)}: {use.sha[:12]}" for use in request.loras if use.sha) or None,
+        "TI hashes": ", ".join(f"{one.name}: {one.sha[:12]}" for one in request.embeddings if one.sha) or None,
         "Regions": "; ".join(map(_told_region, request.regions)) or None,
         "Version": f"diffusion-lora {__version__}",
     }
@@ -168,13 +172,14 @@ def request_fields(request: Request) -> dict[str, Any]:
     """The request as the object that stands in our JSON, paths below the home folder with `~`."""
     fields = _without(asdict(request), _NEWER)
     fields["loras"] = [_without(use, _NEWER_OF_LORA) for use in fields["loras"]]
-    for use in fields["loras"]:
+    for use in (*fields["loras"], *fields.get("embeddings", ())):
         use["path"] = below_home(Path(use["path"]))
     if start := fields.get("start"):
         for name in ("image", "mask"):
             start[name] = start[name] and below_home(Path(start[name]))
-    if fields["base"] and Path(fields["base"]).is_absolute():
-        fields["base"] = below_home(Path(fields["base"]))
+    for name in ("base", "vae"):
+        if fields.get(name) and Path(fields[name]).is_absolute():
+            fields[name] = below_home(Path(fields[name]))
     return fields
 
 
@@ -184,11 +189,13 @@ def request_from_fields(fields: Mapping[str, Any]) -> Request:
         values = dict(fields)
         loras = tuple(LoraUse(**use) for use in values.pop("loras", ()))
         regions = tuple(Region(**region) for region in values.pop("regions", ()))
+        embeddings = tuple(Embedding(**one) for one in values.pop("embeddings", ()))
         start, hires = values.pop("start", None), values.pop("hires", None)
         return Request(
             **values,
             loras=loras,
             regions=regions,
+            embeddings=embeddings,
             start=Start(**start) if start else None,
             hires=Hires(**hires) if hires else None,
         )
@@ -216,7 +223,9 @@ def _told_passes(request: Request) -> dict[str, object]:
             "Denoising strength": _plain(request.hires.strength),
             "Hires upscale": _plain(request.hires.scale),
             "Hires steps": request.hires.steps or None,
-            "Hires upscaler": {"latent": "Latent", "lanczos": "Lanczos"}[request.hires.upscaler],
+            "Hires upscaler": {"latent": "Latent", "lanczos": "Lanczos"}.get(
+                request.hires.upscaler, Path(request.hires.upscaler).stem
+            ),
         }
     return {}
 

@@ -77,11 +77,27 @@ class LoraUse:
 
 
 @dataclass(frozen=True)
+class Embedding:
+    """A word with vectors of its own (textual inversion): a file, which acts wherever `name` stands in a prompt.
+
+    `sha` is the SHA-256 of the file's tensors or its first 12 digits or more; when given, another file is refused.
+    """
+
+    name: str
+    path: Path
+    sha: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path).expanduser())
+
+
+@dataclass(frozen=True)
 class Request:
     """All that determines a picture. Raises PromptError on construction when a value cannot be drawn.
 
     `width` and `height` in px, 0 for the base's own size. `guidance_scale` is classifier-free guidance (Ho & Salimans
-    2022): 1 is none, None the base's own. `base` and `base_hash`, empty for whatever model draws it, say which one did.
+    2022): 1 is none, None the base's own. `base` and `base_hash`, empty for whatever model draws it, say which one did;
+    `vae` and `vae_hash` the same of an autoencoder in place of the base's own.
 
     `combine` says how several LoRAs come together: their changes summed in one pass, or "composite", a pass for each
     with their guidance averaged (LoRA Composite, Zhong et al. 2024, https://arxiv.org/abs/2402.16843, eq. 2).
@@ -89,7 +105,8 @@ class Request:
     `clip_skip` counts the text encoder's layers from the end, as the web UI does.
 
     `start` is a picture to begin with, `hires` a second pass at a larger size. The noise of `variation_seed` is mixed
-    in by `variation_strength` (0 to 1), on the sphere. With `tiling` the picture's edges meet.
+    in by `variation_strength` (0 to 1), on the sphere. With `tiling` the picture's edges meet. `embeddings` are the
+    words of the prompts that have files of their own.
     """
 
     prompt: str = ""
@@ -112,10 +129,14 @@ class Request:
     variation_seed: int | None = None
     variation_strength: float = 0.0
     tiling: bool = False
+    vae: str = ""
+    vae_hash: str = ""
+    embeddings: tuple[Embedding, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loras", tuple(self.loras))
         object.__setattr__(self, "regions", tuple(self.regions))
+        object.__setattr__(self, "embeddings", tuple(self.embeddings))
         _check_words("combine", self.combine, get_args(Combine))
         _check_words("prompt_syntax", self.prompt_syntax, get_args(PromptSyntax))
         if not isinstance(self.clip_skip, int) or not 1 <= self.clip_skip <= MAX_CLIP_SKIP:
@@ -135,8 +156,9 @@ class Request:
                     f"the LoRA {use.name} acts in the region {use.region!r}, which the request does not have"
                     + (f": it has {', '.join(names)}" if names else "")
                 )
-        if self.base.startswith("~"):
-            object.__setattr__(self, "base", str(Path(self.base).expanduser()))
+        for name in ("base", "vae"):
+            if getattr(self, name).startswith("~"):
+                object.__setattr__(self, name, str(Path(getattr(self, name)).expanduser()))
         for name in ("seed", "steps", "width", "height"):
             if not isinstance(getattr(self, name), int):  # forms and JSON give 20.0 and "20"
                 raise PromptError(f"{name} is {getattr(self, name)!r}; give a whole number")

@@ -228,7 +228,7 @@ def _parts(
     for region in (None, *request.regions):
         text = own if is_negative or region is None or not region.prompt else region.prompt
         here = [use for use in uses if use.region in ("", region.name if region else "")]
-        said = shelf.spelled(here, text, negative=is_negative)
+        said = shelf.spelled(here, text, negative=is_negative, embeddings=request.embeddings)
         parts.append(_Part(_stages(request, said, *timing), shelf.text_mix(here, negative=is_negative)))
     return tuple(parts)
 

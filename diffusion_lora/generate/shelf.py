@@ -8,16 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from diffusion_lora.errors import AdapterFileError, ConfigError, PromptError
 from diffusion_lora.families.family import Model
 from diffusion_lora.families.learned_words import add_word, spelled
 from diffusion_lora.generate.conflicts import Conflicts
-from diffusion_lora.generate.request import LoraUse, Request
+from diffusion_lora.generate.request import Embedding, LoraUse, Request
 from diffusion_lora.generate.schedules import factor_at
-from diffusion_lora.lora.adapter import Adapter, read_adapter
+from diffusion_lora.lora.adapter import Adapter, read_adapter, read_word
 from diffusion_lora.lora.area import Area, Setting
 from diffusion_lora.lora.bank import AdapterBank
 from diffusion_lora.lora.header import tensor_hash
@@ -33,6 +35,14 @@ class _File:
     stamp: tuple[int, int]
     sha: str
     adapter: Adapter
+
+
+class _WordFile(NamedTuple):
+    """What the file of an embedding held when it was last read."""
+
+    stamp: tuple[int, int]
+    sha: str
+    vectors: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,7 @@ class Shelf:
         self._model = model
         self._bank = AdapterBank(model.components, model.layout.title, base_hash=model.weights_hash)
         self._files: dict[Path, _File] = {}
+        self._word_files: dict[Path, _WordFile] = {}
         self._loaded: dict[str, _Loaded] = {}  # by SHA-256 of the tensors
         self._conflicts = Conflicts(lambda use: self._files[use.path.absolute()].adapter)
         self.loads = 0  # adapters put into the model so far
@@ -70,9 +81,21 @@ class Shelf:
         self._block_factors(use)
         return replace(use, sha=file.sha)
 
+    def resolve_embedding(self, embedding: Embedding) -> Embedding:
+        """The same with the hash of its file filled in. Raises AdapterFileError when the file is not the one meant."""
+        _, sha, _ = self._read_word(embedding.path)
+        if embedding.sha and not sha.startswith(embedding.sha.lower()):
+            raise AdapterFileError(
+                f"{embedding.path} holds another embedding ({sha[:12]}) than the one asked for ({embedding.sha[:12]})"
+            )
+        return replace(embedding, sha=sha)
+
     def hold(self, requests: Iterable[Request]) -> None:
         """Make the bank carry the adapters of these resolved requests, and no others."""
+        requests = list(requests)
         wanted = {use.sha: use for request in requests for use in request.loras if use.sha}
+        for embedding in {one.path: one for request in requests for one in request.embeddings}.values():
+            self._teach_alone(embedding)
         for sha in self._loaded.keys() - wanted.keys():
             self._bank.unload(self._loaded.pop(sha).name)
         for sha, use in wanted.items():
@@ -115,15 +138,18 @@ class Shelf:
                 mix[self._of(use).name] = mix.get(self._of(use).name, 0.0) + strength
         return {name: strength for name, strength in mix.items() if strength}
 
-    def spelled(self, uses: Iterable[LoraUse], prompt: str, *, negative: bool = False) -> str:
-        """The prompt with the words that these adapters have learned written as their vectors' tokens.
+    def spelled(
+        self, uses: Iterable[LoraUse], prompt: str, *, negative: bool = False, embeddings: Sequence[Embedding] = ()
+    ) -> str:
+        """The prompt with the words that these adapters have learned written as their vectors' tokens, and with those of
+        `embeddings`, which act whatever the adapters do.
 
         An adapter whose strength on the text is 0 leaves its words the letters they are to the base.
         """
         for use in uses:
             if _text_strength(use, negative=negative):
                 prompt = spelled(self._model, prompt, self._of(use).words)
-        return prompt
+        return spelled(self._model, prompt, {one.name: f"{one.sha} alone" for one in embeddings})
 
     def _teach(self, name: str, sha: str, adapter: Adapter) -> tuple[dict[str, str], list[str]]:
         """Let the text encoders know an adapter's learned words: word -> key, and what cannot be learned."""
@@ -138,6 +164,18 @@ class Shelf:
             else:
                 words[word] = key
         return words, notes
+
+    def _teach_alone(self, embedding: Embedding) -> None:
+        """Let the text encoders know an embedding's vectors. Raises AdapterFileError where they are not this base's."""
+        _, sha, vectors = self._read_word(embedding.path)
+        try:
+            add_word(
+                self._model,
+                f"{sha} alone",
+                {part: tensor.to(self._model.device, torch.float32) for part, tensor in vectors.items()},
+            )
+        except ValueError as error:
+            raise AdapterFileError(f"the embedding {embedding.path} is not for {self._model.name}: {error}") from error
 
     def mixed(self, rows: Sequence[Mix]) -> AbstractContextManager[None]:
         """Inside, batch row b has the mix rows[b]."""
@@ -170,17 +208,27 @@ class Shelf:
         assert use.sha is not None, "only resolved requests are drawn"
         return self._loaded[use.sha]
 
+    def _read_word(self, path: Path) -> _WordFile:
+        place, stamp = path.absolute(), _stamp(path)
+        known = self._word_files.get(place)
+        if known is None or known.stamp != stamp:
+            known = self._word_files[place] = _WordFile(stamp, tensor_hash(path), read_word(path))
+        return known
+
     def _read(self, path: Path) -> _File:
-        place = path.absolute()
-        try:
-            status = path.stat()
-            stamp = (status.st_mtime_ns, status.st_size)
-        except OSError:
-            stamp = (0, 0)  # reading it below says in a sentence what is wrong
+        place, stamp = path.absolute(), _stamp(path)
         known = self._files.get(place)
         if known is None or known.stamp != stamp:
             known = self._files[place] = _File(stamp, tensor_hash(path), read_adapter(path))
         return known
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0)  # reading it says in a sentence what is wrong
+    return (status.st_mtime_ns, status.st_size)
 
 
 def _strength(use: LoraUse, *, negative: bool) -> float:

@@ -157,7 +157,8 @@ class Hires:
     """A second pass at `scale` times the size, begun from the first one's picture (hires fix).
 
     `strength` is the share of its steps that is drawn, `steps` 0 as many as the request's. `upscaler` is "latent"
-    (bilinear, in the latents) or "lanczos" (of the decoded picture). Raises PromptError on construction.
+    (bilinear, in the latents), "lanczos" (of the decoded picture), or the path of a model's safetensors file (ESRGAN
+    and its kin, `upscaling`). Raises PromptError on construction.
     """
 
     scale: float = 2.0
@@ -172,8 +173,11 @@ class Hires:
             raise PromptError(f"the strength of the second pass is {self.strength}; give more than 0 and up to 1")
         if not isinstance(self.steps, int) or not 0 <= self.steps <= 1000:
             raise PromptError(f"the steps of the second pass are {self.steps}; give 1 to 1000, or 0 for the request's")
-        if self.upscaler not in UPSCALERS:
-            raise PromptError(f"the upscaler {self.upscaler!r} is unknown; say {' or '.join(UPSCALERS)}")
+        if self.upscaler not in UPSCALERS and not self.upscaler.endswith(MODEL_SUFFIX):
+            raise PromptError(
+                f"the upscaler {self.upscaler!r} is unknown; say {' or '.join(UPSCALERS)}, or name a model's "
+                f"{MODEL_SUFFIX} file"
+            )
 
     def size(self, width: int, height: int, step_px: int) -> tuple[int, int]:
         """The second pass's size, rounded to what the base can draw."""
@@ -186,3 +190,4 @@ class Hires:
 
 
 UPSCALERS: Sequence[str] = ("latent", "lanczos")
+MODEL_SUFFIX = ".safetensors"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from diffusion_lora.errors import PromptError, PromptSyntaxError, UserError
-from diffusion_lora.generate.request import LoraUse, with_options
+from diffusion_lora.generate.request import Embedding, LoraUse, with_options
 from diffusion_lora.prompt.tags import AdapterTag, take_tags
 from diffusion_lora.prompt.wildcards import expand, files_in
 
@@ -25,6 +26,18 @@ def read_typed_prompt(
     expanded = expand(text, seed, files_in(wildcards) if wildcards else None)
     prompt, tags = take_tags(expanded)
     return prompt, tuple(_use(expanded, tag, find) for tag in tags)
+
+
+def read_embeddings(texts: Sequence[str], folders: Sequence[Path]) -> tuple[tuple[str, ...], tuple[Embedding, ...]]:
+    """The embeddings in these folders that the prompts name, wildcards expanded: by the file's name, as the web UI has
+    it, or as `embedding:NAME`, as ComfyUI has it, which becomes the name alone. Capitals do not matter."""
+    found: dict[str, Embedding] = {}
+    for file in (file for folder in folders for file in sorted(folder.rglob("*.safetensors"))):
+        word = re.compile(rf"(?<!\w)(?:embedding:)?{re.escape(file.stem)}(?!\w)", re.IGNORECASE)
+        if file.stem not in found and any(map(word.search, texts)):
+            found[file.stem] = Embedding(file.stem, file)
+            texts = [word.sub(file.stem, text) for text in texts]
+    return tuple(texts), tuple(found.values())
 
 
 def in_folders(folders: Sequence[Path]) -> Find:

@@ -22,10 +22,10 @@ from diffusion_lora.errors import AdapterFileError, OutputError
 from diffusion_lora.layouts.layout import SDXL, Layout
 from diffusion_lora.lora.exports import kohya_tensors, peft_tensors
 from diffusion_lora.lora.formats import peft
-from diffusion_lora.lora.formats.foreign import by_reason
+from diffusion_lora.lora.formats.foreign import by_reason, describe
 from diffusion_lora.lora.formats.forms import ALPHA, MAGNITUDE
 from diffusion_lora.lora.formats.reading import LayerNames, cross_attention_width, layout_of, read_names
-from diffusion_lora.lora.formats.words import alone_name, bundled_name
+from diffusion_lora.lora.formats.words import alone_name, bundled_name, read_alone
 from diffusion_lora.lora.header import read_header, shown, with_metadata
 from diffusion_lora.lora.metadata import completed
 from diffusion_lora.lora.tensors import read_tensors
@@ -160,6 +160,24 @@ def write_adapter(adapter: Adapter, path: Path, dtype: Dtype | None = "fp16", fo
     blob, model_hash = _serialise(tensors, metadata)
     write_atomically(path, blob)
     return model_hash
+
+
+def read_word(path: Path) -> dict[str, Tensor]:
+    """The vectors of an embedding's own file (textual inversion), by component, [n, width] each, on the CPU.
+
+    AdapterFileError, one sentence, when the file cannot be read, or holds no embedding or numbers that are not finite.
+    """
+    header = read_header(Path(path))
+    names = read_alone(header.tensors)
+    if not names:
+        what = describe(header.tensors) or "something else"
+        raise AdapterFileError(f"{path} holds no embedding (textual inversion), but {what}")
+    tensors = read_tensors(header, names.values())
+    vectors = {component: tensors[name].float() for component, name in names.items()}
+    vectors = {component: vector[None] if vector.ndim == 1 else vector for component, vector in vectors.items()}
+    if not all(bool(vector.isfinite().all()) for vector in vectors.values()):
+        raise AdapterFileError(f"{path} holds values that are not finite numbers")
+    return vectors
 
 
 def write_word(vectors: Mapping[str, Tensor], path: Path, dtype: Dtype = "fp32") -> None:

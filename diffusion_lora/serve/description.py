@@ -179,9 +179,11 @@ def _schema(kind: Any, schemas: dict[str, Any]) -> dict[str, Any]:
 
 
 def _event(kind: str, event: type[Any], schemas: dict[str, Any]) -> dict[str, Any]:
-    """An event's schema with its kind, which stands in every line."""
-    _schema(event, schemas)
-    schema = schemas.pop(event.__name__)
+    """An event's schema with its kind, which stands in every line; under a name of its own, because a picture too has a
+    Start."""
+    schema = TypeAdapter(event).json_schema(ref_template=_REF)
+    schemas |= schema.pop("$defs", {})
     properties = {"kind": {"const": kind}, **schema.get("properties", {})}
-    schemas[event.__name__] = schema | {"properties": properties, "required": ["kind", *schema.get("required", [])]}
-    return {"$ref": _REF.format(model=event.__name__)}
+    name = f"{event.__name__}Event"
+    schemas[name] = schema | {"properties": properties, "required": ["kind", *schema.get("required", [])]}
+    return {"$ref": _REF.format(model=name)}

@@ -30,7 +30,7 @@ from diffusion_lora.generate.infotext import TEXT_CHUNK, write_infotext
 from diffusion_lora.generate.request import Request as PictureRequest
 from diffusion_lora.generate.samplers import SAMPLERS, sampler_named, sampler_of_a1111
 from diffusion_lora.generate.start import Hires, Start
-from diffusion_lora.generate.tags import read_typed_prompt
+from diffusion_lora.generate.tags import read_embeddings, read_typed_prompt
 from diffusion_lora.generate.wire import Cancelled, Drawn, Failed, Last, Preview, Step
 from diffusion_lora.lora.card import workspace_cards
 from diffusion_lora.serve.asked import kept
@@ -191,6 +191,9 @@ def _requests(asked: dict[str, Any], workspace: Workspace, start: Start | None) 
     prompt, uses = read_typed_prompt(
         str(asked.get("prompt") or ""), seed, find=lambda name: find_model(workspace, "loras", name).path
     )
+    (prompt, negative), embeddings = read_embeddings(
+        (prompt, str(asked.get("negative_prompt") or "")), [workspace.embeddings]
+    )
     settings = asked.get("override_settings")
     clip_skip = settings.get("CLIP_stop_at_last_layers", 1) if isinstance(settings, dict) else 1
     hires = None
@@ -201,7 +204,7 @@ def _requests(asked: dict[str, Any], workspace: Workspace, start: Start | None) 
     subseed = _whole(asked, "subseed", -1)
     first = PictureRequest(
         prompt=prompt,
-        negative_prompt=str(asked.get("negative_prompt") or ""),
+        negative_prompt=negative,
         seed=seed,
         steps=_whole(asked, "steps", 20),
         guidance_scale=None if asked.get("cfg_scale") is None else _number(asked, "cfg_scale", 7.0),
@@ -215,6 +218,7 @@ def _requests(asked: dict[str, Any], workspace: Workspace, start: Start | None) 
         variation_seed=None if subseed == -1 else subseed,
         variation_strength=_number(asked, "subseed_strength", 0.0) if subseed != -1 else 0.0,
         tiling=bool(asked.get("tiling")),
+        embeddings=embeddings,
     )
     return [replace(first, seed=seed + index) for index in range(count)]
 

@@ -163,3 +163,24 @@ def test_only_an_autoencoder_that_stands_it_is_used_in_half_precision(miniature:
     assert vae_dtype(vae, torch.device("cpu"), half) == torch.float32
 
 
+
+
+def test_pictures_tell_of_another_autoencoder_and_are_refused_by_any_but_it(
+    miniature: Callable[[str], Path], other: Path
+) -> None:
+    """A picture read back would come out in other colours, and nothing would say why."""
+    from diffusion_lora.errors import PromptError
+    from diffusion_lora.generate.engine import Engine
+    from diffusion_lora.generate.infotext import from_json, parse_infotext, to_json, write_infotext
+    from diffusion_lora.generate.request import Request
+
+    own, changed = Engine(cpu(miniature("sd15"))), Engine(cpu(miniature("sd15"), other))
+    drawn = changed.resolved(Request("a cat", steps=1))
+    assert (drawn.vae, drawn.vae_hash) == (str(other), changed.model.vae_hash)
+    assert from_json(to_json(drawn)) == drawn
+    told = parse_infotext(write_infotext(drawn)).parameters
+    assert (told["VAE"], told["VAE hash"]) == (other.name, drawn.vae_hash[:10])
+    assert changed.resolved(drawn) == drawn
+    with pytest.raises(PromptError, match=r"for the VAE .*other-vae.* the one of its base"):
+        own.resolved(drawn)
+    assert "VAE" not in parse_infotext(write_infotext(own.resolved(Request("a cat")))).parameters

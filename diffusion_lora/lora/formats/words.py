@@ -28,6 +28,11 @@ def alone_name(component: str) -> str:
     return _ALONE[component]
 
 
+def read_alone(names: Iterable[str]) -> dict[str, str]:
+    """Component -> tensor of the one word that an embedding's own file holds; empty where it holds none."""
+    return {_READ[name]: name for name in names if name in _READ}
+
+
 def read_bundle(names: Iterable[str]) -> dict[str, dict[str, str]]:
     """The words among a file's tensors: word -> component -> name. What is no word's tensor is left out."""
     words: dict[str, dict[str, str]] = {}
