@@ -153,8 +153,7 @@ def cancelled(client: EngineClient) -> int:
 
 
 def _read(drawing: Iterator[DrawingEvent], cancelled: threading.Event, seen: list[tuple[bool, object]]) -> None:
-    for event in drawing:
-        seen.append((cancelled.is_set(), event))
+    seen.extend((cancelled.is_set(), event) for event in drawing)
 
 
 def handed_over(

@@ -141,7 +141,7 @@ class Shelf:
     def spelled(
         self, uses: Iterable[LoraUse], prompt: str, *, negative: bool = False, embeddings: Sequence[Embedding] = ()
     ) -> str:
-        """The prompt with the words that these adapters have learned written as their vectors' tokens, and with those of
+        """The prompt with the words that these adapters have learned written as their vectors' tokens, and those of
         `embeddings`, which act whatever the adapters do.
 
         An adapter whose strength on the text is 0 leaves its words the letters they are to the base.

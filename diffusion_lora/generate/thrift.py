@@ -46,7 +46,7 @@ def plan_for(model: Model, free_bytes: int) -> Thrift:
         offload=True,
         slicing=True,
         note=f"{free_bytes / 2**30:.1f} GiB are free beside {model.name}: its text encoders and autoencoder "
-        f"({idle / 2**30:.1f} GiB) rest in main memory while they have nothing to do, and pictures are decoded one by one",
+        f"({idle / 2**30:.1f} GiB) rest in main memory while they have nothing to do, pictures are decoded one by one",
     )
 
 

@@ -195,7 +195,6 @@ class Studio:
             self._set("ready", f"{base} is ready.")
             while batch := self._next(base):
                 self._draw(batch)
-                self._set("ready", f"{base} is ready.")
         finally:
             self._unload()
 
@@ -283,21 +282,19 @@ class Studio:
             for order in _owners(left):
                 if rest := self._draw_together([picture for picture in left if picture[0] is order]):
                     raise RuntimeError(f"{len(rest)} pictures of one order were left")
-        except _GivenUp:
-            pass
         except Exception:
             for order in orders:
                 self._close(order, Failed(_OWN_ERROR))
             raise
-        for order in orders:
-            if not order.left and not order.ended and order.began is not None:
-                self._close(order, _last(order, perf_counter() - order.began))
+        ended = [(order, _last(order, perf_counter())) for order in orders if not order.left and not order.ended]
+        self._be_ready()
+        for order, last in ended:
+            self._close(order, last)
 
     def _draw_together(self, batch: Sequence[tuple[Order, int]]) -> list[tuple[Order, int]]:
         """Draw pictures as one batch; those are returned that were not drawn because one of them cannot be.
 
-        An order that is alone in the batch and cannot be drawn is told so, and ends. Raises _GivenUp when nobody wants
-        any of the pictures.
+        An order that is alone in the batch and cannot be drawn is told so, and ends; so are those that were given up.
         """
         assert self._engine is not None
         assert self._glances is not None
@@ -318,7 +315,8 @@ class Studio:
                 self._let_go(orders)
 
         requests = [order.requests[place] for order, place in batch]
-        later = [order.requests[place] for order in self._orders.at_work for place in order.left]
+        with self._news:
+            later = [order.requests[place] for order in self._orders.at_work for place in order.left]
         seen = [index for index, (order, _) in enumerate(batch) if order.drawing.previews]
         glances.restart()
         try:
@@ -333,19 +331,28 @@ class Studio:
                 self._status = replace(self._status, drawn=self._status.drawn + 1)
                 order.paths[place] = path
                 order.drawing.tell(Drawn(place, self._workspace.relative(path), picture.request, picture.notes))
+        except _GivenUp:
+            self._be_ready()
+            for order in orders:
+                self._close(order, Cancelled())
         except UserError as error:
             if len(orders) > 1:
                 return [picture for picture in left if not picture[0].ended]
+            self._be_ready()
             self._close(orders[0], Failed(str(error)))
         return []
 
     def _let_go(self, orders: Sequence[Order]) -> None:
         """Tell those whose drawing was given up; raises _GivenUp when that is everybody."""
+        if all(order.ended or order.drawing.is_given_up for order in orders):
+            raise _GivenUp
         for order in orders:
             if order.drawing.is_given_up:
                 self._close(order, Cancelled())
-        if all(order.ended for order in orders):
-            raise _GivenUp
+
+    def _be_ready(self) -> None:
+        """Before somebody is told the last word, so that whoever then asks does not find the engine busy with it."""
+        self._set("ready", f"{self._status.base} is ready.")
 
     def _fail(self, text: str, base: str | None) -> None:
         """Tell everybody who waits for this base, then wait for somebody who wants it tried again, or another."""
@@ -395,8 +402,10 @@ def _owners(batch: Sequence[tuple[Order, int]]) -> list[Order]:
     return list(dict.fromkeys(order for order, _ in batch))
 
 
-def _last(order: Order, seconds: float) -> End | Failed:
+def _last(order: Order, now: float) -> End | Failed:
     """The last word to an order all of whose pictures are drawn; what is made of them is told before."""
+    assert order.began is not None
+    seconds = now - order.began
     if order.drawing.finish is not None:
         try:
             order.drawing.tell(order.drawing.finish(order.paths))
