@@ -308,7 +308,8 @@ class Studio:
                     order.stepped(done, total, engine.at_once)
 
         def glimpsed(glimpse: Glimpse) -> None:
-            for index, image in glances.look(glimpse.of(seen)):
+            rows = [row for row, index in enumerate(glimpse.places) if batch[index][0].drawing.previews]
+            for index, image in glances.look(glimpse.of(rows)):
                 order, place = batch[index]
                 if not order.ended:
                     order.drawing.tell(Preview(place, _webp(image)))
@@ -317,12 +318,10 @@ class Studio:
         requests = [order.requests[place] for order, place in batch]
         with self._news:
             later = [order.requests[place] for order in self._orders.at_work for place in order.left]
-        seen = [index for index, (order, _) in enumerate(batch) if order.drawing.previews]
+        watch = glimpsed if any(order.drawing.previews for order in orders) else None
         glances.restart()
         try:
-            for index, picture in engine.stream(
-                requests, progress=stepped, watch=glimpsed if seen else None, beside=later
-            ):
+            for index, picture in engine.stream(requests, progress=stepped, watch=watch, beside=later):
                 order, place = batch[index]
                 left.remove((order, place))
                 if order.ended:
