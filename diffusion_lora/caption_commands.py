@@ -11,8 +11,9 @@ import typer
 from diffusion_lora.errors import CaptionerError, ConfigError
 
 if TYPE_CHECKING:
-    from diffusion_lora.caption.captioner import Options
-    from diffusion_lora.caption.work import Order
+    from diffusion_lora.caption.work import Outcome
+    from diffusion_lora.caption_config import CaptionConfig
+    from diffusion_lora.caption_run import CaptionRun
     from diffusion_lora.data.rules import Shape
 
 
@@ -79,58 +80,60 @@ def caption(
     processes: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="On one machine, side by side.")] = 1,
     shard: Annotated[str, typer.Option(metavar="I/N", help="Only the I-th of N parts, from 0.")] = "",
     dry_run: DryRun = False,
+    queue: Annotated[bool, typer.Option("--queue", help="Leave it to the workspace's queue.")] = False,
+    workspace: Annotated[Path | None, typer.Option(metavar="DIR", help="Whose queue.")] = None,
 ) -> None:  # fmt: skip
     """Describe the pictures of a folder: NAME.txt beside each. `dataset undo` takes it back."""
-    from diffusion_lora.caption.captioner import Options
-    from diffusion_lora.caption.work import Order
+    from diffusion_lora.caption_config import caption_config
+    from diffusion_lora.data.sources import Source, expand
 
-    if processes > 1 and (shard or dry_run):
-        raise ConfigError("--processes starts the shards itself: leave --shard and --dry-run out")
-    shape = shape_of(prefix, rule, rules, form, max_tokens, base)
-    options = Options(
-        device=device, quantised=quantise.value, prompt=prompt, new_tokens=new_tokens, revision=revision,
-        threshold=threshold, character_threshold=character_threshold,
-        blacklist=tuple(tag.strip() for tag in blacklist.split(",") if tag.strip()), ratings=ratings,
+    if dry_run and (processes > 1 or shard or queue):
+        raise ConfigError("--dry-run shows what one process would do: leave --processes, --shard and --queue out")
+    config = caption_config(
+        {
+            "folder": str(folder.absolute()), "captioner": _absolute(captioner), "policy": policy.value,
+            "layout": "subfolders" if subfolders else "auto", "prefix": prefix, "rules": _rule_texts(rule, rules),
+            "form": form.value, "max_tokens": max_tokens, "base": _absolute(base), "prompt": prompt,
+            "new_tokens": new_tokens, "revision": revision or "", "quantise": quantise.value, "threshold": threshold,
+            "character_threshold": character_threshold,
+            "blacklist": [tag.strip() for tag in blacklist.split(",") if tag.strip()], "ratings": ratings,
+            "batch": batch, "device": device, "processes": processes, "shard": _shard(shard),
+        },
+        "the command line",
     )  # fmt: skip
-    order = Order(folder.absolute(), policy.value, shape, "subfolders" if subfolders else "auto", batch, _shard(shard))
-    asked = {"what": "caption", "captioner": captioner, "policy": policy.value, **asked_of(shape, base),
-             "prompt": prompt, "new_tokens": new_tokens, "revision": revision, "threshold": threshold,
-             "character_threshold": character_threshold, "blacklist": blacklist, "ratings": ratings}  # fmt: skip
-    if processes > 1:
-        kept = {"captioner": captioner, "policy": policy.value, "prefix": prefix, "form": form.value,
-                "max-tokens": max_tokens, "base": base, "prompt": prompt, "new-tokens": new_tokens,
-                "revision": revision or "", "quantise": quantise.value, "threshold": threshold,
-                "character-threshold": character_threshold, "blacklist": blacklist, "batch": batch,
-                "device": device, "rules": rules or ""}  # fmt: skip
-        flags = [f"--{name}" for name, on in (("ratings", ratings), ("subfolders", subfolders)) if on]
-        _shards(
-            [
-                *(f"--{name}={value}" for name, value in kept.items() if value != ""),
-                *(f"--rule={text}" for text in rule or ()),
-                *flags,
-                str(order.folder),
-            ],
-            order.folder,
-            processes,
-        )
-        return
-    _caption(order, options, captioner, asked, dry_run)
+    table = config.caption
+    expand(Source(Path(table.folder), table.layout))  # a folder that is not there is told before anything is made
+    if queue:
+        _queue(config, workspace)
+    elif dry_run:
+        _dry_run(config)
+    else:
+        from diffusion_lora.caption_run import CaptionRun
+        from diffusion_lora.data.edits import HISTORY
+
+        carry_out(CaptionRun.beside(Path(table.folder) / HISTORY / "runs", config))
+
+
+def carry_out(run: CaptionRun) -> None:
+    """Describe the pictures of a run, in front of a person."""
+    from rich.console import Console
+
+    from diffusion_lora.caption.carry_out import carry_out_run
+    from diffusion_lora.faces.captioning import watch_captioning
+    from diffusion_lora.jobs.launch import run_together
+
+    with watch_captioning(Console()) as progress:
+        outcome = carry_out_run(run, run_together, progress)
+    _tell_problems(outcome)
 
 
 def shape_of(
     prefix: str, rule: list[str] | None, rules: Path | None, form: Form, max_tokens: int, base: str
 ) -> Shape:
     """What becomes of captions, from the options that say so. Raises ConfigError, BaseModelError."""
-    from diffusion_lora.data.rules import Shape, parse_rule, read_rules
+    from diffusion_lora.caption.carry_out import shape_of as shape
 
-    said = (*(read_rules(rules) if rules else ()), *map(parse_rule, rule or ()))
-    if not max_tokens:
-        return Shape(said, prefix, form.value)
-    from diffusion_lora.families.reading import load_base_tokenizer
-
-    tokenizer = load_base_tokenizer(base)
-    return Shape(said, prefix, form.value, max_tokens,
-                 lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids))  # fmt: skip
+    return shape(_rule_texts(rule, rules), prefix, form.value, max_tokens, base)
 
 
 def asked_of(shape: Shape, base: str) -> dict[str, Any]:
@@ -146,44 +149,54 @@ def show_change(name: str, before: str, after: str) -> None:
     show_caption_change(name, before, after)
 
 
-def _caption(order: Order, options: Options, captioner: str, asked: dict[str, Any], dry_run: bool) -> None:
-    from diffusion_lora.data.sources import Source, expand
+def _rule_texts(rule: list[str] | None, rules: Path | None) -> list[str]:
+    from diffusion_lora.data.rules import parse_rule, read_rules
 
-    expand(Source(order.folder, order.layout))  # a folder that is not there is told before torch is loaded
+    return [each.text for each in (*(read_rules(rules) if rules else ()), *map(parse_rule, rule or ()))]
+
+
+def _absolute(name: str) -> str:
+    """A folder as an absolute path, for processes that run elsewhere; names stay names."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() and name not in ("embedded", "pocket") else name
+
+
+def _queue(config: CaptionConfig, workspace: Path | None) -> None:
+    from diffusion_lora.caption_run import CaptionRun
+    from diffusion_lora.jobs.launch import ensure_worker
+    from diffusion_lora.jobs.store import Queue
+    from diffusion_lora.workspace import Workspace
+
+    queue = Queue(Workspace.open(workspace))
+    name = queue.workspace.free_run_name(f"caption-{Path(config.caption.folder).name}")
+    run = CaptionRun.create(queue.workspace.run_folder(name), config)
+    queue.add(name)
+    ensure_worker(queue.workspace)
+    print(f"queued: {name} ({run.folder})")
+
+
+def _dry_run(config: CaptionConfig) -> None:
     from rich.console import Console
 
-    from diffusion_lora.caption.find import open_captioner
-    from diffusion_lora.caption.work import carry_out
+    from diffusion_lora.caption.carry_out import show_run
     from diffusion_lora.faces.captioning import watch_captioning
 
-    model = open_captioner(captioner, options)
-    try:
-        with watch_captioning(Console(stderr=dry_run)) as progress:
-            outcome = carry_out(order, model, asked, progress, show_change if dry_run else None)
-    finally:
-        model.close()
+    with watch_captioning(Console(stderr=True)) as progress:
+        outcome = show_run(config, show_change, progress)
+    _tell_problems(outcome)
+
+
+def _tell_problems(outcome: Outcome) -> None:
     if outcome.problems:
         raise CaptionerError(
             f"{len(outcome.problems)} of the pictures have no new caption, the first: {outcome.problems[0].text}"
         )
 
 
-def _shard(text: str) -> tuple[int, int]:
+def _shard(text: str) -> list[int]:
     number, slash, count = text.partition("/")
     if not text:
-        return 0, 1
+        return [0, 1]
     if not (slash and number.isdecimal() and count.isdecimal()):
         raise ConfigError(f"--shard {text!r} is not of the form 0/4")
-    return int(number), int(count)
-
-
-def _shards(arguments: list[str], folder: Path, processes: int) -> None:
-    """The same command for each part, in processes of their own; what they print is kept in the folder's history."""
-    from rich.console import Console
-
-    from diffusion_lora.data.edits import HISTORY
-    from diffusion_lora.faces.captioning import watch_shards
-    from diffusion_lora.jobs.launch import caption_shards
-
-    with watch_shards(Console(), processes) as tell:
-        caption_shards(arguments, folder / HISTORY, processes, tell)
+    return [int(number), int(count)]

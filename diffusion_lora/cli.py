@@ -20,7 +20,7 @@ from typer.exceptions import TyperException
 from diffusion_lora.adapter_commands import app as adapter_app
 from diffusion_lora.caption_commands import caption
 from diffusion_lora.dataset_commands import app as dataset_app
-from diffusion_lora.errors import OutputError, PromptError, RunInterrupted, ServiceError, UserError
+from diffusion_lora.errors import ConfigError, OutputError, PromptError, RunInterrupted, ServiceError, UserError
 from diffusion_lora.workshop_commands import add_to as add_workshop_commands
 from diffusion_lora.workspace_commands import app as workspace_app
 
@@ -186,8 +186,16 @@ def run(
     accept_changed_data: _Accept = False,
 ) -> None:
     """Carry out the run in a folder, from its newest checkpoint if there is one."""
-    from diffusion_lora.run import Run
+    from diffusion_lora.run import Run, run_kind
 
+    if run_kind(folder) == "caption":
+        from diffusion_lora.caption_commands import carry_out
+        from diffusion_lora.caption_run import CaptionRun
+
+        if from_step is not None or accept_changed_data:
+            raise ConfigError("a captioning has no steps and accepts any pictures: leave these options out")
+        carry_out(CaptionRun.open(folder))
+        return
     made = Run.open(folder)
     _train(_accepting(made) if accept_changed_data else made, resume=True, from_step=from_step)
 

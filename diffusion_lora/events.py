@@ -31,6 +31,14 @@ Every event has `time` (Unix seconds) and `kind`; a process that runs in front o
     published   path (relative to the workspace), sha256, adapter (its name in a sweep): it was put among the LoRAs
     failed      text: why the run ended; "died: ..." is a bug, its traceback is in log.txt
 
+Of a captioning:
+
+    waiting, problem, failed as above; problem has about, too
+    start       captioner, model, device, pictures (, processes)
+    captioning  done, total, written: pictures looked at, and captions that came of them
+    stop, pause written, reason: what was written stays
+    end         written
+
 The last of stop, pause, end and failed says what became of a run whose process is gone.
 
 Writing belongs to `run.Run.emit`. No torch here.

@@ -20,17 +20,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from diffusion_lora.config import TrainConfig, load_train_config, setting_differences, to_toml, variants
 from diffusion_lora.errors import OutputError, RunError
 from diffusion_lora.events import read_events
 from diffusion_lora.processes import Process, Taken, only_one, owner
+
+RunKind = Literal["train", "caption"]
 
 # What may change when a run goes on: its length, its place and its by-products. Anything else would make the first half
 # of the run a different run from the second.
@@ -131,36 +134,47 @@ class Run:
         `before_told` is called before anybody can see that somebody is at work. Raises RunError naming the process that
         is already, OutputError.
         """
-        try:
-            with only_one(_lock_of(self.folder), before_told):
-                yield
-        except Taken as error:
-            raise _busy(self.folder, error.owner) from None
+        with locked(self.folder, before_told):
+            yield
 
     def emit(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Append one event and return it. Values must be JSON; a number that is not finite is given as text."""
-        event = {"time": round(time.time(), 3), "kind": kind, **fields}
-        self._append("events.jsonl", json.dumps(event, ensure_ascii=False, allow_nan=False))
-        return event
+        return emit(self.folder, kind, **fields)
 
     def log(self, text: str) -> None:
         """Append one line, with the time, to log.txt."""
-        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}")
+        log(self.folder, text)
 
-    def _append(self, name: str, line: str) -> None:
-        path = self.folder / name
-        try:
-            # One write in append mode: a reader never sees half of it, and lines never mix. A torn line left by a
-            # crash or a full disk is closed first.
-            with path.open("ab+", buffering=0) as file:
-                end = file.seek(0, os.SEEK_END)
-                file.seek(max(0, end - 1))
-                torn = file.read(1) not in (b"", b"\n")
-                data = (b"\n" if torn else b"") + line.encode() + b"\n"
-                if file.write(data) != len(data):
-                    raise OSError(f"only a part of the line was written to {path}")
-        except OSError as error:
-            raise cannot_write(path, error) from error
+
+@contextmanager
+def locked(folder: Path, before_told: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Be the one process at work on the run in a folder, of whatever kind it is; see `Run.lock`."""
+    try:
+        with only_one(_lock_of(folder), before_told):
+            yield
+    except Taken as error:
+        raise _busy(folder, error.owner) from None
+
+
+def emit(folder: Path, kind: str, **fields: Any) -> dict[str, Any]:
+    """Append one event to the run in a folder and return it; see `Run.emit`."""
+    event = {"time": round(time.time(), 3), "kind": kind, **fields}
+    _append(folder / "events.jsonl", json.dumps(event, ensure_ascii=False, allow_nan=False))
+    return event
+
+
+def log(folder: Path, text: str) -> None:
+    """Append one line, with the time, to log.txt of the run in a folder."""
+    _append(folder / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}")
+
+
+def run_kind(folder: Path) -> RunKind:
+    """What the run in a folder computes, by the tables of its config.toml."""
+    try:
+        text = (folder / "config.toml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return "train"  # whoever opens it says what is wrong
+    return "caption" if re.search(r"(?m)^\[caption\]", text) else "train"
 
 
 def run_owner(folder: Path) -> Process | None:
@@ -192,6 +206,21 @@ def write_atomically(path: Path, data: bytes) -> None:
 def cannot_write(path: Path, error: OSError) -> OutputError:
     """The sentence for a file or folder that could not be written."""
     return OutputError(f"cannot write {path}: {error.strerror or error}; free some space or choose another place")
+
+
+def _append(path: Path, line: str) -> None:
+    try:
+        # One write in append mode: a reader never sees half of it, and lines never mix. A torn line left by a crash
+        # or a full disk is closed first.
+        with path.open("ab+", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            torn = file.read(1) not in (b"", b"\n")
+            data = (b"\n" if torn else b"") + line.encode() + b"\n"
+            if file.write(data) != len(data):
+                raise OSError(f"only a part of the line was written to {path}")
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def _sync_folder(folder: Path) -> None:

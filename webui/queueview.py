@@ -39,13 +39,20 @@ def _row(job: Job, story: Story | None, workspace: Workspace, thumbnails: Thumbn
     return (
         f'<div class="queue-job" data-run="{name}" data-state="{state}"><div class="queue-row">'
         f"{_picture(story, workspace, thumbnails)}"
-        f'<button type="button" class="who" data-act="show" aria-label="Show {name}"><b title="{name}">{name}</b>'
-        f"<i>{job.kind.capitalize()}</i></button>"
+        f"{_who(job, name)}"
         f'<span class="state"><i class="dot {_DOTS.get(state, "")}"></i>{escape(_state(job, story))}</span>'
         f'<span class="work">{_work(story, state)}</span>'
         f'<span class="time">{escape(_time(job, story, state))}</span>'
         f'<span class="acts">{_acts(story, state)}</span></div>{said}</div>'
     )
+
+
+def _who(job: Job, name: str) -> str:
+    """Its name; that of a training leads to it."""
+    told = f'<b title="{name}">{name}</b><i>{job.kind.capitalize()}</i>'
+    if job.kind != "train":
+        return f'<span class="who">{told}</span>'
+    return f'<button type="button" class="who" data-act="show" aria-label="Show {name}">{told}</button>'
 
 
 def _picture(story: Story | None, workspace: Workspace, thumbnails: Thumbnails) -> str:
@@ -76,13 +83,14 @@ def _work(story: Story | None, state: str) -> str:
         return "Its folder is gone"
     if state == "done":
         took = f" in {duration(story.seconds)}" if story.seconds is not None else ""
-        return f"{story.steps} steps{took}"
+        return f"{story.steps} {story.unit}{took}"
     if state == "running":
         percent = 100 * story.share
-        return f'{story.step} of {story.steps} steps<span class="bar"><i style="width:{percent:.0f}%"></i></span>'
+        bar = f'<span class="bar"><i style="width:{percent:.0f}%"></i></span>'
+        return f"{story.step} of {story.steps} {story.unit}{bar}"
     if story.step:
-        return f"{story.step} of {story.steps} steps"
-    return f"{story.steps} steps"
+        return f"{story.step} of {story.steps} {story.unit}"
+    return f"{story.steps} {story.unit}" if story.steps else ""
 
 
 def _time(job: Job, story: Story | None, state: str) -> str:
@@ -97,7 +105,7 @@ def _acts(story: Story | None, state: str) -> str:
     if state in ("done", "failed", "stopped", "paused"):
         acts.append(("remove", "Remove", "quiet"))
     if state == "running":
-        acts.append(("cancel", "Stop and save", ""))
+        acts.append(("cancel", "Stop and save" if story is None or story.unit == "steps" else "Stop", ""))
     elif state == "waiting":
         acts.append(("cancel", "Cancel", ""))
     elif state == "done" and story is not None and story.adapter:

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from diffusion_lora.caption_run import CaptionRun
 from diffusion_lora.config import TrainConfig
 from diffusion_lora.errors import UserError
 from diffusion_lora.events import read_events
 from diffusion_lora.jobs.store import Job
-from diffusion_lora.run import Run, run_owner
+from diffusion_lora.run import Run, run_kind, run_owner
 from diffusion_lora.workspace import Workspace
 from webui.words import duration
 
@@ -39,6 +40,7 @@ class Story:
     name: str
     folder: Path
     config: TrainConfig
+    """Of a captioning only its pictures (`dataset.path`) mean anything."""
     state: State
     text: str = ""
     """What became of it, or what it waits for, in a sentence."""
@@ -60,6 +62,8 @@ class Story:
     adapter: str | None = None
     """Name of the LoRA in `loras/` that came of it."""
     ended: float | None = None
+    unit: str = "steps"
+    """What `step` and `steps` count."""
 
     @property
     def is_under_way(self) -> bool:
@@ -123,9 +127,10 @@ class Stories:
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """The run folders, newest first, queued or not."""
+        """The folders of trainings, newest first, queued or not."""
         found = [(entry.stat().st_mtime, entry.parent.name) for entry in self._workspace.runs.glob("*/config.toml")]
-        return [name for _, name in sorted(found, reverse=True)]
+        newest_first = (name for _, name in sorted(found, reverse=True))
+        return [name for name in newest_first if run_kind(self._workspace.runs / name) == "train"]
 
     def story(self, name: str, job: Job | None) -> Story | None:
         """The run of this name; None if its folder is gone or its configuration cannot be read."""
@@ -149,8 +154,15 @@ class Stories:
         changed = (folder / "config.toml").stat().st_mtime_ns
         known = self._configs.get(name)
         if known is None or known[0] != changed:
-            known = self._configs[name] = (changed, Run.open(folder).config)
+            known = self._configs[name] = (changed, _config_of(folder))
         return known[1]
+
+
+def _config_of(folder: Path) -> TrainConfig:
+    if run_kind(folder) == "train":
+        return Run.open(folder).config
+    pictures = CaptionRun.open(folder).config.caption.folder
+    return TrainConfig.model_validate({"dataset": {"path": pictures}})
 
 
 def _told(name: str, folder: Path, config: TrainConfig, events: Sequence[Mapping[str, Any]], job: Job | None) -> Story:
@@ -163,6 +175,8 @@ def _told(name: str, folder: Path, config: TrainConfig, events: Sequence[Mapping
     pace = last.get("pictures_per_s")
     pictures_a_step = config.train.batch_size * config.train.accumulation
     state = _state(folder, events, job)
+    is_captioning = "captioner" in began or (job is not None and job.kind == "caption")
+    captioned = [event for event in of.get("captioning", []) if event["time"] >= began.get("time", 0)]
     ended = next((event for event in reversed(events) if event["kind"] in ("end", "stop", "pause", "failed")), None)
     published = of.get("published", [])
     in_one_go = all(event["step"] == 0 for event in of.get("resume", []))
@@ -172,8 +186,9 @@ def _told(name: str, folder: Path, config: TrainConfig, events: Sequence[Mapping
         config=config,
         state=state,
         text=_text(state, events, job, ended),
-        step=int(last.get("step", 0)),
-        steps=config.train.steps,
+        step=captioned[-1]["done"] if captioned else int(last.get("step", 0)),
+        steps=began.get("pictures", 0) if is_captioning else config.train.steps,
+        unit="pictures" if is_captioning else "steps",
         losses=tuple((int(event["step"]), float(event["loss"])) for event in steps),
         seconds_a_step=pictures_a_step / pace if pace else None,
         seconds_left=last.get("seconds_left"),

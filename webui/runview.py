@@ -42,6 +42,8 @@ def figures(story: Story | None) -> str:
 
 def resume_label(story: Story) -> str:
     """What the button that goes on says."""
+    if story.unit == "pictures":
+        return "Go on"
     return f"Resume from {story.checkpoint}" if story.checkpoint else "Start again"
 
 

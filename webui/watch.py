@@ -76,7 +76,8 @@ class Watch:
         """What is known of a run; with no name, of the one that is under way, or else of the last one that was."""
         look = self._look
         # The queue lists what runs first, then what waits, then the rest from the newest on.
-        names = [name] if name else [job.run for job in look.jobs[:1]] or self.stories.names()[:1]
+        trainings = [job.run for job in look.jobs if job.kind == "train"]
+        names = [name] if name else trainings[:1] or self.stories.names()[:1]
         return next((story for run in names if (story := self.stories.story(run, look.job(run)))), None)
 
     def _watch(self) -> None:

@@ -76,15 +76,15 @@ def carry_out(
     """Caption a folder. With `show` nothing is written: it is told each picture's name, its caption, and the new one.
 
     `asked` is what tells this order from another one when it is given again. Events: `start` (captioner, model, device,
-    pictures), `captioning` (done, total), `problem` (picture, text), `end` (written). Raises DatasetError, OutputError;
-    RunInterrupted on Ctrl-C, when all that was said is on the disk.
+    pictures), `captioning` (done, total, written), `problem` (about, picture, text), `end` (written). Raises
+    DatasetError, OutputError; RunInterrupted on Ctrl-C, when all that was said is on the disk.
     """
     outcome = Outcome()
     edit = None if show else Edit.of(order.folder, asked, order.shard)
 
     def report(problem: Problem) -> None:
         outcome.problems.append(problem)
-        progress({"kind": "problem", "picture": problem.picture, "text": problem.text})
+        progress({"kind": "problem", "about": problem.kind, "picture": problem.picture, "text": problem.text})
 
     total = sum(1 for _ in _wanted(order, edit, lambda problem: None))
     progress({"kind": "start", "captioner": captioner.name, "model": captioner.kind, "device": captioner.device,
@@ -97,14 +97,14 @@ def carry_out(
                     if show is not None:
                         show(found.item.name, found.text, text)
                 done += len(batch)
-                progress({"kind": "captioning", "done": done, "total": total})
+                progress({"kind": "captioning", "done": done, "total": total, "written": outcome.written})
         else:
             with edit.at_work():
                 for batch in _read_ahead(_wanted(order, edit, report), order.batch, report):
                     changes = [_change(found, text) for found, text in _described(batch, captioner, order, report)]
                     outcome.written += edit.write(changes)
                     done += len(batch)
-                    progress({"kind": "captioning", "done": done, "total": total})
+                    progress({"kind": "captioning", "done": done, "total": total, "written": outcome.written})
             edit.finish()
     except KeyboardInterrupt:
         raise RunInterrupted(

@@ -26,14 +26,18 @@ def watch_captioning(console: Console) -> Iterator[Callable[[Event], None]]:
             match event["kind"]:
                 case "start":
                     started = told = time.monotonic()
+                    shared = f", {event['processes']} processes" if "processes" in event else ""
                     _say(console, f"{event['pictures']:,} pictures, {event['captioner']} ({event['model']}) "
-                                  f"on {event['device']}")  # fmt: skip
+                                  f"on {event['device']}{shared}")  # fmt: skip
+                case "waiting":
+                    _say(console, event["text"])
                 case "problem":
                     _say(console, f"left as it is: {event['text']}")
                 case "captioning":
                     done, total = event["done"], event["total"]
                     pace = done / max(1e-6, time.monotonic() - started)
-                    tail = f"{done:,} of {total:,}  {pace:.1f} pictures/s  {duration((total - done) / pace)} left"
+                    left = duration((total - done) / max(1e-6, pace))
+                    tail = f"{done:,} of {total:,}  {pace:.1f} pictures/s  {left} left"
                     shown.update(task, completed=done, total=total, tail=tail)
                     if not console.is_terminal and time.monotonic() - told > _LINE_EVERY_S:
                         told = time.monotonic()
@@ -42,12 +46,6 @@ def watch_captioning(console: Console) -> Iterator[Callable[[Event], None]]:
                     _say(console, f"{event['written']:,} captions written")
 
         yield receive
-
-
-@contextmanager
-def watch_shards(console: Console, processes: int) -> Iterator[Callable[[int, str], None]]:
-    """A receiver for (number of a process, the line it printed last)."""
-    yield lambda number, line: _say(console, f"{number + 1} of {processes}: {line}")
 
 
 def _say(console: Console, text: str) -> None:

@@ -30,6 +30,9 @@ def _progress(workspace: Workspace, job: Job) -> str:
         return "its folder is gone"
     if events and events[-1]["kind"] == "waiting":
         return str(events[-1]["text"])
+    captioned = next((event for event in reversed(events) if event["kind"] == "captioning"), None)
+    if captioned is not None:
+        return f"{captioned['done']:,} of {captioned['total']:,} pictures"
     steps = [event["step"] for event in events if event["kind"] == "step"]
     total = [event["steps"] for event in events if event["kind"] == "start"]
     if not steps:

@@ -1,4 +1,4 @@
-"""The one place that starts processes: the engine, the worker, a process for every run, shards of a captioning.
+"""The one place that starts processes: the engine, the worker, a process for every run.
 
 They are detached: closing the page, a Ctrl-C in its terminal or its death leaves them at work. What they print goes to
 `state/{engine,worker}.log`, or to `RUN/console.txt`. Asked twice at once, there is one engine and one worker. What the
@@ -26,6 +26,7 @@ from diffusion_lora.workspace import Workspace
 
 _LOG_BYTES = 1_000_000  # a longer one is begun anew
 _LOOK_S = 0.1
+_LOOK_AT_SHARDS_S = 0.3
 
 
 class Child:
@@ -72,31 +73,19 @@ def start_run(folder: Path) -> Child:
     return _start(["run", str(folder)], folder / "console.txt", folder)
 
 
-def caption_shards(
-    arguments: Sequence[str], logs: Path, count: int, tell: Callable[[int, str], None] = lambda number, line: None
-) -> None:
-    """Caption a folder with `count` processes, each its part, and wait for them; `tell` hears what they print last.
+def run_together(folders: Sequence[Path], look: Callable[[], object]) -> None:
+    """Carry out the runs in these folders, a process each, and wait for them; `look` is called meanwhile.
 
-    A Ctrl-C is handed on to them, and they are waited for. Raises ServiceError when one of them ended badly.
+    When it raises, or on a Ctrl-C, they are interrupted, as by a Ctrl-C of their own, and waited for. What became of a
+    run stands in its events. Raises ServiceError.
     """
-    try:
-        logs.mkdir(exist_ok=True)
-    except OSError as error:
-        raise ServiceError(f"the folder {logs} cannot be made: {error.strerror or error}") from error
-    files = [logs / f"shard-{number}.log" for number in range(count)]
     children: list[Child] = []
     try:
-        for number, log in enumerate(files):
-            log.unlink(missing_ok=True)
-            shard = ["caption", *arguments, f"--shard={number}/{count}"]
-            children.append(_start(shard, log, Path.cwd()))
-        said = [""] * count
+        for folder in folders:  # one by one: when one cannot be started, those before it are stopped
+            children += [start_run(folder)]
         while any(child.status is None for child in children):
-            time.sleep(_LOOK_S)
-            for number, log in enumerate(files):
-                if (line := last_line(log)) != said[number]:
-                    said[number] = line
-                    tell(number, line)
+            time.sleep(_LOOK_AT_SHARDS_S)
+            look()
     except BaseException:
         for child in children:
             if child.status is None:
@@ -104,9 +93,6 @@ def caption_shards(
         for child in children:
             child.last_status()
         raise
-    for log, child in zip(files, children, strict=True):
-        if child.status:
-            raise ServiceError(f"one of {count} processes ended badly: {last_line(log) or child.status}; more in {log}")
 
 
 def last_line(log: Path) -> str:

@@ -20,7 +20,7 @@ from filelock import FileLock
 from diffusion_lora.errors import RunError, ServiceError
 from diffusion_lora.inbox import ask
 from diffusion_lora.processes import Process
-from diffusion_lora.run import run_owner
+from diffusion_lora.run import RunKind, run_kind, run_owner
 from diffusion_lora.workspace import Workspace
 
 State = Literal["waiting", "starting", "running", "paused", "done", "failed", "stopped"]
@@ -51,7 +51,7 @@ class Job:
 
     id: int
     run: str
-    kind: Literal["train"]
+    kind: RunKind
     state: State
     created: float
     queued: float
@@ -116,8 +116,8 @@ class Queue:
                 raise RunError(f"the run {run} is in the queue already ({job.state}): retry it if it should run again")
             connection.execute(
                 "INSERT INTO jobs (run, kind, state, created, queued, text, seen) "
-                "VALUES (?, 'train', 'waiting', ?, ?, '', 0)",
-                (run, now, now),
+                "VALUES (?, ?, 'waiting', ?, ?, '', 0)",
+                (run, run_kind(self.workspace.run_folder(run)), now, now),
             )
             return _found(connection, run)
 

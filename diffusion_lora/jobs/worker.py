@@ -10,13 +10,14 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from diffusion_lora.errors import RunError, ServiceError
 from diffusion_lora.events import read_events
 from diffusion_lora.jobs.launch import Child, last_line, start_run
 from diffusion_lora.jobs.store import Job, Queue, State
 from diffusion_lora.processes import Presence, Taken, announce, only_one, read, uis_alive, withdraw
-from diffusion_lora.run import run_owner
+from diffusion_lora.run import run_kind, run_owner
 from diffusion_lora.workspace import Workspace
 
 _ENDINGS: dict[str, State] = {"end": "done", "stop": "stopped", "pause": "paused", "failed": "failed"}
@@ -123,8 +124,13 @@ def _ending(folder: Path, seen: int) -> tuple[State, str] | None:
         if kind == "failed":
             return "failed", event["text"]
         if kind in _ENDINGS:
-            return _ENDINGS[kind], "" if kind == "end" else f"saved at step {event['step']}"
+            return _ENDINGS[kind], "" if kind == "end" else _kept(event)
     return None
+
+
+def _kept(event: dict[str, Any]) -> str:
+    """What there is of a run that was stopped."""
+    return f"{event['written']:,} captions are written" if "written" in event else f"saved at step {event['step']}"
 
 
 def _died(folder: Path, child: Child | None) -> str:
@@ -138,5 +144,7 @@ def _died(folder: Path, child: Child | None) -> str:
         how = f"the process was killed ({signal.Signals(-status).name})"
     elif status is not None:
         how = f"the process ended with status {status}"
+    if run_kind(folder) == "caption":
+        return f"{how}; what was written stays, and it goes on from there"
     saved = [event["step"] for event in read_events(folder) if event["kind"] == "checkpoint"]
     return f"{how}; " + (f"go on from step {saved[-1]}" if saved else "nothing was saved yet, it begins anew")

@@ -15,8 +15,9 @@ PACKAGE = CHECKOUT / "diffusion_lora"
 PAGE = CHECKOUT / "webui"
 MODULES = sorted(path for package in (PACKAGE, PAGE) for path in package.rglob("*.py"))
 TORCH_FREE = (
-    "config", "run", "events", "images", "errors", "workspace", "inbox", "processes", "device_lock", "layouts.layout",
-    "data.folder", "lora.header", "lora.formats.kohya", "lora.card", "generate.request", "generate.infotext",
+    "config", "caption_config", "run", "caption_run", "events", "images", "errors", "workspace", "inbox", "processes",
+    "device_lock", "layouts.layout", "data.folder",
+    "lora.header", "lora.formats.kohya", "lora.card", "generate.request", "generate.infotext",
     "generate.wire", "families.pocket.words", "faces.page", "faces.progress", "jobs.store", "jobs.worker",
     "jobs.launch", "cli", "prompt.chunks", "prompt.tags", "prompt.wildcards",
 )  # fmt: skip
