@@ -1,11 +1,13 @@
-"""The demo: a style and a subject trained on the embedded base, three sheets, and what to try next.
+"""The demo: pictures described, a style and a subject trained on the embedded base, three sheets, and what to try next.
 
 It only composes what the other rooms offer, with the shipped presets as they are; everything it prints can be done by
 the commands it names at the end.
 """
 
 import shlex
+import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +20,7 @@ from diffusion_lora.faces.page import AdapterFacts, draw_page, save_page
 from diffusion_lora.faces.progress import duration, watch_drawing, watch_training
 from diffusion_lora.faces.words import told_words
 from diffusion_lora.images import open_image
-from diffusion_lora.run import Run
+from diffusion_lora.run import Run, cannot_write
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +37,9 @@ MIX_STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MIX_BACKGROUND = "on a meadow background"
 _PICTURES_ON_THE_PAGE = 6
 _SEED = 1
+_CAPTIONS_SHOWN = 4
+_STYLE_RULE = r"regex: ^(.*?)(?:, \w+ style)?$ => \1, blueprint style"
+"""The captioner has no word for a style that the base does not know: the trigger word takes its place."""
 _QUICK = ("train.steps=3", "train.batch_size=2")
 
 
@@ -49,11 +54,13 @@ def run_demo(out: Path | None, *, quick: bool, device: str, console: "Console") 
     def say(text: str = "") -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    say("1 of 3: learning a style")
+    say("1 of 4: describing pictures")
+    _caption(folder / "pictures", device, console, say)
+    say("\n2 of 4: learning a style")
     style = _train("pocket-style", folder / "style", quick, device, console)
-    say("\n2 of 3: learning a subject")
+    say("\n3 of 4: learning a subject")
     subject = _train("pocket-subject", folder / "subject", quick, device, console)
-    say("\n3 of 3: drawing the sheets")
+    say("\n4 of 4: drawing the sheets")
     sheets = _draw_sheets(folder, style, subject, quick, device, console)
     for path, what in sheets:
         say(f"  {_shown(path)}  {what}")
@@ -85,6 +92,33 @@ def _new_folder(out: Path | None) -> Path:
     while (folder := Path("demo" if number == 1 else f"demo-{number}")).exists():
         number += 1
     return folder
+
+
+def _caption(folder: Path, device: str, console: "Console", say: Callable[[str], None]) -> None:
+    """Describe a copy of the style set's pictures, and show a few captions beside those that came with them."""
+    from diffusion_lora.caption.carry_out import carry_out_run
+    from diffusion_lora.caption_config import caption_config
+    from diffusion_lora.caption_run import CaptionRun
+    from diffusion_lora.data.edits import HISTORY
+    from diffusion_lora.faces.captioning import watch_captioning
+    from diffusion_lora.jobs.launch import run_together
+
+    pictures = sorted(shipped("datasets", "pocket-style").glob("*.png"))
+    try:
+        folder.mkdir(parents=True)
+        for picture in pictures:
+            shutil.copyfile(picture, folder / picture.name)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    settings = {"folder": str(folder.absolute()), "rules": [_STYLE_RULE], "device": device}
+    run = CaptionRun.beside(folder.absolute() / HISTORY / "runs", caption_config(settings, "the demo"))
+    with watch_captioning(console) as progress:
+        carry_out_run(run, run_together, progress)
+    for picture in pictures[:: len(pictures) // _CAPTIONS_SHOWN]:
+        came_with = picture.with_suffix(".txt").read_text(encoding="utf-8").strip()
+        said = (folder / picture.name).with_suffix(".txt").read_text(encoding="utf-8").strip()
+        say(f"  {picture.name}: {said}")
+        say(f"    came with: {came_with}")
 
 
 def _train(preset: str, folder: Path, quick: bool, device: str, console: "Console") -> Run:
