@@ -6,6 +6,7 @@
     style        the style preset on three styles, three seeds each: trained, drawn and judged; the demo's own style
                  at five strengths with the first seed, all others at strength 1
     subject      the subject preset on three characters, three seeds each: with and without the trigger word
+    captioned    the demo's own style trained on captions of the embedded captioner, beside the one trained on true ones
     stack        the demo's own two together at 0.8 + 0.8
     regions      the character on the left, the style on the right of one picture, judged by halves
 
@@ -86,6 +87,7 @@ class Session:
     styles: Sequence[str]
     characters: Sequence[str]
     together: bool
+    settings: Sequence[str] = ()
     figures: list[Figure] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -97,10 +99,15 @@ class Session:
         print(figure, flush=True)
 
     def style(self, name: str, seed: int) -> Trained:
-        return trained(self.work, "style", name, seed, self.device, self.tell)
+        return trained(self.work, "style", name, seed, self.device, self.tell, more_settings=self.settings)
+
+    def captioned(self, name: str, seed: int) -> Trained:
+        return trained(
+            self.work, "style", name, seed, self.device, self.tell, captioned=True, more_settings=self.settings
+        )
 
     def subject(self, name: str, seed: int) -> Trained:
-        return trained(self.work, "subject", name, seed, self.device, self.tell)
+        return trained(self.work, "subject", name, seed, self.device, self.tell, more_settings=self.settings)
 
     @property
     def most_seconds(self) -> float | None:
@@ -119,7 +126,9 @@ class Session:
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             work = [
-                pool.submit(trained, self.work, preset, name, seed, self.device, self.tell, threads=1)
+                pool.submit(
+                    trained, self.work, preset, name, seed, self.device, self.tell, 1, more_settings=self.settings
+                )
                 for preset, name, seed in wanted
             ]
             for job in work:
@@ -221,6 +230,20 @@ def part_style(session: Session) -> None:
             session.found(Figure(label, value, must=must_be, goal=goal_is))
 
 
+def part_captioned(session: Session) -> None:
+    style, seed = session.styles[0], session.seeds[0]
+    reports = {}
+    for name, adapter in (("true", session.style(style, seed)), ("own", session.captioned(style, seed))):
+        report, pictures = judged.judge_style(session.studio, session.lora_prompts, style, adapter.at(1), FULL)
+        session.keep(f"captioned-{name}", pictures)
+        reports[name] = {"adapter": as_fact(adapter), **report[1.0]}
+    session.details["captioned"] = reports
+    for name in ("present", "object"):
+        share = 100 * reports["own"][name] / reports["true"][name]
+        label = f"{style}, on the captioner's words: {name}, of that on true ones"
+        session.found(Figure(label, share, must=90))
+
+
 def part_subject(session: Session) -> None:
     details = session.details["subject"] = {}
     for character in session.characters:
@@ -287,6 +310,7 @@ PARTS: dict[str, Callable[[Session], None]] = {
     "noise": part_noise,
     "base": part_base,
     "style": part_style,
+    "captioned": part_captioned,
     "subject": part_subject,
     "stack": part_stack,
     "regions": part_regions,
@@ -319,6 +343,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--styles", type=_names, default=(STYLE, *FURTHER_STYLES), help="the demo's first")
     parser.add_argument("--characters", type=_names, default=(CHARACTER, *FURTHER_CHARACTERS), help="the demo's first")
     parser.add_argument("--together", action="store_true", help="train one adapter a core; times are then not judged")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the trainings; told")
     parser.add_argument("--base", default="pocket")
     parser.add_argument("--device", default="auto")
     parser.add_argument(
@@ -332,8 +357,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     studio = Studio.open(args.base, args.device, args.judge)
     session = Session(
-        studio, work.absolute(), args.device, args.limit, args.seeds, args.styles, args.characters, args.together
-    )
+        studio, work.absolute(), args.device, args.limit, args.seeds, args.styles, args.characters, args.together,
+        args.set,
+    )  # fmt: skip
     started = time.monotonic()
     if args.together:
         session.train_together(args.part or tuple(PARTS))
@@ -346,6 +372,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "parts": list(args.part or PARTS),
         "limit": args.limit,
         "trained together": args.together,
+        "settings": args.set,
         "minutes": round((time.monotonic() - started) / 60, 1),
         "figures": [{**asdict(figure), "holds": figure.holds} for figure in session.figures],
         "details": session.details,

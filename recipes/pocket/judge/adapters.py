@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,19 +37,32 @@ class Trained:
 
 
 def trained(
-    work: Path, preset: Preset, name: str, seed: int, device: str, tell: Callable[[str], None], threads: int = 0
+    work: Path,
+    preset: Preset,
+    name: str,
+    seed: int,
+    device: str,
+    tell: Callable[[str], None],
+    threads: int = 0,
+    captioned: bool = False,
+    more_settings: Sequence[str] = (),
 ) -> Trained:
     """The adapter for the style or character `name`; trained in `work`, or found there from an earlier call.
 
-    `threads` as `train.threads`: 0 leaves it to torch. RuntimeError with the end of its output when the command fails.
+    `threads` as `train.threads`: 0 leaves it to torch. `captioned`, of a style: its pictures have the captions that the
+    embedded captioner gives them, the style named by a rule. `more_settings` are KEY=VALUE, for a machine on which the
+    preset as it is takes too long. RuntimeError with the end of its output when the command fails.
     """
-    run = work / f"{preset}-{name}-{seed}"
+    kind = f"{preset}-captioned" if captioned else preset
+    run = work / f"{kind}-{name}-{seed}"
     taken = work / f"{run.name}.json"
     adapter = run / "adapter.safetensors"
     if not (taken.exists() and adapter.exists()):
-        pictures = work / f"set-{preset}-{name}"
+        pictures = work / f"set-{kind}-{name}"
         write_set = write_style_set if preset == "style" else write_subject_set
         write_set(pictures, name)
+        if captioned:
+            _described(pictures, name, work)
         settings = {
             "dataset.path": str(pictures),
             "output.name": f"{name}-{seed}",
@@ -59,12 +72,20 @@ def trained(
         for key, value in settings.items():
             command += ["--set", f"{key}={json.dumps(value)}"]
         command += ["--set", f"train.seed={seed}", "--set", f"train.threads={threads}", "--set", "preview.every=0"]
+        command += [word for setting in more_settings for word in ("--set", setting)]
         command += ["--out", str(run)]
         shutil.rmtree(run, ignore_errors=True)  # an earlier training that was cut off would spoil the clock
         tell(f"training {run.name}")
         seconds, peak_mib = _executed(command, work / f"{run.name}.log")
         taken.write_text(json.dumps({"seconds": seconds, "peak_mib": peak_mib}))
     return Trained(adapter, f"{name}-{seed}", **json.loads(taken.read_text()))
+
+
+def _described(pictures: Path, style: str, work: Path) -> None:
+    """Captions of the embedded captioner in place of those that were there."""
+    rule = rf"regex: ^(.*?)(?:, \w+ style)?$ => \1, {style} style"
+    caption = ["caption", str(pictures), "--policy", "overwrite", "--rule", rule]
+    _executed([sys.executable, "-m", "diffusion_lora", *caption], work / f"{pictures.name}.log")
 
 
 def _executed(command: list[str], log: Path) -> tuple[float, float]:
