@@ -22,6 +22,9 @@ from diffusion_lora.workspace import Workspace
 from webui.context import Context
 from webui.engine import EngineClient
 from webui.files import Thumbnails, picture_routes
+from webui.library import Library
+from webui.refusals import open_log
+from webui.uploads import upload_routes
 from webui.walls import Names, Walls
 from webui.watch import Watch
 
@@ -54,6 +57,7 @@ def serve_page(
     with _socket(listen or "127.0.0.1", port) as listening:
         port = listening.getsockname()[1]
         _prepare_gradio(workspace)
+        open_log(workspace)
         context = Context(workspace, EngineClient(workspace), Queue(workspace), base, device)
         watch = Watch(context)
         with open_ui(workspace, port):
@@ -63,7 +67,12 @@ def serve_page(
             _serve(app, listening, f"http://{_told_host(listen)}:{port}", open_browser=open_browser)
 
 
-def build(context: Context, watch: Watch | None = None, thumbnails: Thumbnails | None = None) -> gr.Blocks:
+def build(
+    context: Context,
+    watch: Watch | None = None,
+    thumbnails: Thumbnails | None = None,
+    library: Library | None = None,
+) -> gr.Blocks:
     """The page: a bar over a tab for each kind of work."""
     import gradio as gr
 
@@ -71,6 +80,7 @@ def build(context: Context, watch: Watch | None = None, thumbnails: Thumbnails |
     from webui.context import Links
     from webui.live import Pulse
     from webui.tabs.generate import generate_tab
+    from webui.tabs.library import library_tab
     from webui.tabs.queue import queue_tab
     from webui.tabs.train import train_tab
 
@@ -88,6 +98,8 @@ def build(context: Context, watch: Watch | None = None, thumbnails: Thumbnails |
                 train_tab(context, links)
             with gr.Tab("Generate", id="generate", elem_id="generate"):
                 generate_tab(context, links)
+            with gr.Tab("Library", id="library", elem_id="library"):
+                library_tab(context, links, library or Library(context.workspace, links.thumbnails.url))
             with gr.Tab("Queue", id="queue", elem_id="queue"):
                 queue_tab(context, links)
         pulse.start(page)
@@ -105,14 +117,16 @@ def application(
     from webui.theme import asset, theme
 
     thumbnails = Thumbnails(context.workspace)
+    library = Library(context.workspace, thumbnails.url)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Opening)
     app.add_middleware(Walls, names=names, port=port, login=login)  # added last: the outermost
     app.include_router(style_route())
     app.include_router(picture_routes(context.workspace, thumbnails))
+    app.include_router(upload_routes(context.workspace, library))
     gr.mount_gradio_app(
         app,
-        build(context, watch, thumbnails),
+        build(context, watch, thumbnails, library),
         path="/",
         server_name="127.0.0.1",
         server_port=port,

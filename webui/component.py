@@ -1,7 +1,8 @@
 """Own components: `gr.HTML` made of a template and a script under `assets/`, with the page's style sheet for both.
 
 Gradio runs what a template renders as a JavaScript template string, so a value in it (the name of a LoRA, a prompt)
-would be code: the templates here are fixed text, and the scripts write values as text into the document.
+would be code: the templates here are fixed text, and the scripts write values as text into the document. What all
+scripts share stands in `assets/parts.js`, before each of them.
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ from typing import Any
 
 import gradio as gr
 
+from diffusion_lora.errors import UserError
 from webui.theme import asset
+from webui.words import sentence
 
 
 def component(
     name: str, value: Any, *, elem_id: str, server: Sequence[Callable[[Any], Any]] = (), **props: Any
 ) -> gr.HTML:
     """The component of `assets/NAME.html` and `assets/NAME.js`; the script sees `server` functions, which take
-    what it passes as one value, and `props`."""
+    what it passes as one value, and `props`. A function that raises a UserError answers {"problem": its sentence}."""
     return gr.HTML(
         value,
         elem_id=elem_id,
         html_template=asset(f"{name}.html"),
-        js_on_load=asset(f"{name}.js"),
+        js_on_load=asset("parts.js") + asset(f"{name}.js"),
         apply_default_css=False,
         server_functions=[_plain(function) for function in server] or None,
         **props,
@@ -32,10 +35,13 @@ def component(
 
 
 def _plain(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The same as a function: Gradio writes a mark on it, which a method does not take."""
+    """The same as a function that answers mistakes too: Gradio writes a mark on it, which a method does not take."""
 
     @wraps(function)
     def plain(asked: Any) -> Any:
-        return function(asked)
+        try:
+            return function(asked)
+        except UserError as error:
+            return {"problem": sentence(str(error))}
 
     return plain

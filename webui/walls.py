@@ -21,6 +21,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from webui.refusals import note_refusal
+
 # Gradio's page runs inline scripts and compiles its templates; beyond that nothing comes from elsewhere, nothing goes.
 _POLICY = "; ".join(
     (
@@ -100,6 +102,8 @@ class Walls:
             await send(message)
 
         refusal = await self._refusal(Headers(scope=scope), followed=_is_followed_link(scope))
+        if refusal is not None:
+            note_refusal(scope, refusal.status_code, bytes(refusal.body).decode().strip())
         if refusal is None:
             await self._app(scope, receive, send_with_headers)
         elif scope["type"] == "websocket":

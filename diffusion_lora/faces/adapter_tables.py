@@ -38,7 +38,7 @@ def show_report(console: Console, report: LoadReport, name: str, size_bytes: int
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="dim")
     facts.add_column(overflow="fold")
-    for label, value in _report_rows(report):
+    for label, value in report_rows(report):
         facts.add_row(label, Text(value))
     console.print(facts)
     if report.norms is not None:
@@ -188,7 +188,8 @@ def show_size(console: Console, path: str, size_bytes: int, parameters: int) -> 
     say(console, f"{path}: {parameters:,} parameters, {size_in_words(size_bytes)}")
 
 
-def _report_rows(report: LoadReport) -> list[tuple[str, str]]:
+def report_rows(report: LoadReport) -> list[tuple[str, str]]:
+    """The facts of a report as (label, value), without those that say nothing."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in report.kinds.items())
     components = ", ".join(f"{count} in {component}" for component, count in report.components.items())
     rows = [

@@ -95,6 +95,46 @@ def run_together(folders: Sequence[Path], look: Callable[[], object]) -> None:
         raise
 
 
+def start_captioning(arguments: Sequence[str], log: Path) -> Child:
+    """Caption a folder in a process of its own, which goes on when nobody watches; `arguments` are the command's.
+    Raises ServiceError."""
+    try:
+        log.parent.mkdir(exist_ok=True)
+        log.unlink(missing_ok=True)
+    except OSError as error:
+        raise ServiceError(f"the folder {log.parent} cannot be written: {error.strerror or error}") from error
+    return _start(["caption", *arguments], log, log.parent)
+
+
+def end_process(process: Process) -> None:
+    """Ask a process to end, one that may be killed at any moment without losing what it did; a dead one is left."""
+    if process.is_alive:
+        os.kill(process.pid, signal.SIGTERM)
+
+
+def answer_of(arguments: Sequence[str], folder: Path, *, patience_s: float = 900.0) -> str:
+    """What one of the program's commands prints, carried out in `folder` by a process of its own with one thread.
+
+    For what takes seconds and is waited for; it ends with whoever asked. Raises ServiceError with the command's own
+    sentence when it ends badly, or takes longer than this.
+    """
+    environment = {**_environment(), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", "NO_COLOR": "1"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "diffusion_lora", *arguments],
+            stdin=subprocess.DEVNULL, capture_output=True, cwd=folder, env=environment, timeout=patience_s, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise ServiceError(f"`{arguments[0]}` took longer than {patience_s:.0f} s and was given up") from None
+    except OSError as error:
+        raise ServiceError(f"the process for `{arguments[0]}` cannot be started: {error}") from error
+    if done.returncode:
+        said = [line.strip() for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+        last = said[-1] if said else f"it ended with status {done.returncode}"
+        raise ServiceError(last.removeprefix("error: "))
+    return done.stdout.decode("utf-8", "replace")
+
+
 def last_line(log: Path) -> str:
     """The last line that a process printed; empty if there is none."""
     try:

@@ -112,10 +112,14 @@ class Spectrum:
         return {block: Spectrum(tuple(layers)) for block, layers in blocks.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; singular values and norms at strength 1."""
+        """For JSON; singular values and norms at strength 1. `kept` is the curve, by rank from 0 on, and
+        `parameters_at` what a plain adapter of each of these ranks would hold."""
         return {
             "norm": self.norm,
             "rank_for": {f"{share:.2f}": self.rank_for(share) for share in SHARES},
+            "kept": list(self.curve()),
+            "parameters": self.parameters,
+            "parameters_at": [self.size_at(rank) for rank in range(len(self.curve()))],
             "notes": list(self.notes),
             "layers": [
                 {

@@ -19,16 +19,6 @@ const patch = (name, values) => {
   refresh();
 };
 
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value === null || value === undefined || value === false) continue;
-    node.setAttribute(name, value === true ? "" : value);
-  }
-  node.append(...children);
-  return node;
-}
-
 function said(strength) {
   const text = strength.toFixed(Math.abs(strength * 100 - Math.round(strength * 100)) > 1e-6 ? 3 : 2);
   return text.replace("-", "\u2212");

@@ -10,13 +10,6 @@ const GAP = 12, CAPTION = 28, NARROWEST_OF_ROW = 64;
 let chosen = null, alone = false, shown_order = null;
 let current = { phase: "empty", cells: [] };
 
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) if (value !== null && value !== undefined) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
 const view = () => current;
 const finished = () => !["waiting", "drawing"].includes(view().phase);
 
