@@ -13,18 +13,21 @@ import os
 import socket
 import threading
 import webbrowser
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion_lora.accounts import Accounts, read_users
 from diffusion_lora.errors import ServiceError
 from diffusion_lora.jobs.store import Queue
 from diffusion_lora.processes import open_ui
 from diffusion_lora.workspace import Workspace
+from webui import sets
 from webui.context import Context
 from webui.engine import EngineClient
 from webui.files import Thumbnails, picture_routes
 from webui.library import Library
 from webui.refusals import open_log
-from webui.uploads import upload_routes
+from webui.uploads import Sieve, upload_routes
 from webui.walls import Names, Walls
 from webui.watch import Watch
 
@@ -45,25 +48,30 @@ def serve_page(
     base: str = "pocket",
     device: str = "auto",
     listen: str | None = None,
-    login: tuple[str, str] | None = None,
+    accounts: Path | None = None,
 ) -> None:
     """Serve the page of a workspace until Ctrl-C. Prints its address once it answers.
 
-    `port` 0 is any free one. `listen` is an address other than loopback; it needs a `login` (name, password). Raises
-    ServiceError: a port that is taken, `listen` without a login.
+    `port` 0 is any free one. `listen` is an address other than loopback; it needs `accounts`, a file of users. Raises
+    ServiceError: a port that is taken, `listen` without accounts, a file that holds none.
     """
-    if listen is not None and login is None:
-        raise ServiceError(f"--listen {listen} opens the page to other machines: give it a --login NAME as well")
+    if listen is not None and accounts is None:
+        raise ServiceError(f"--listen {listen} opens the page to other machines: give it --auth FILE as well")
+    if accounts is not None and not read_users(accounts):
+        raise ServiceError(f"{accounts} holds no user: add one with `diffusion-lora users add NAME --auth {accounts}`")
     with _socket(listen or "127.0.0.1", port) as listening:
         port = listening.getsockname()[1]
         _prepare_gradio(workspace)
         open_log(workspace)
-        context = Context(workspace, EngineClient(workspace), Queue(workspace), base, device)
+        context = Context(workspace, EngineClient(workspace), Queue(workspace), base, device, accounts is not None)
         watch = Watch(context)
         with open_ui(workspace, port):
+            if accounts is not None:
+                sets.stay_in(workspace.datasets)
             # Engine and worker are on their way while Gradio is being imported: that takes as long as loading the base.
             watch.begin()
-            app = application(context, watch, names=Names.of(listen), port=port, login=login)
+            known = None if accounts is None else Accounts(accounts)
+            app = application(context, watch, names=Names.of(listen), port=port, accounts=known)
             _serve(app, listening, f"http://{_told_host(listen)}:{port}", open_browser=open_browser)
 
 
@@ -76,12 +84,15 @@ def build(
     """The page: a bar over a tab for each kind of work."""
     import gradio as gr
 
-    from webui import bar
+    from webui import bar, startview
     from webui.context import Links
+    from webui.datasets import Datasets
     from webui.live import Pulse
+    from webui.tabs.dataset import dataset_tab
     from webui.tabs.generate import generate_tab
     from webui.tabs.library import library_tab
     from webui.tabs.queue import queue_tab
+    from webui.tabs.start import start_tab
     from webui.tabs.train import train_tab
 
     watch = watch or Watch(context)
@@ -92,8 +103,15 @@ def build(
         pulse.feed(bar_right, lambda: bar.status(watch.look(), watch.story("")))
         open_adapter = gr.Textbox(visible="hidden", elem_id="open-adapter")
         shown_run = gr.Textbox(visible="hidden", elem_id="shown-run")
-        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap", selected="train") as tabs:
-            links = Links(tabs, open_adapter, shown_run, pulse, watch, thumbnails or Thumbnails(context.workspace))
+        train_on = gr.Textbox(visible="hidden", elem_id="train-on")
+        first = "start" if startview.is_fresh(context.workspace) else "train"
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap", selected=first) as tabs:
+            small = thumbnails or Thumbnails(context.workspace)
+            links = Links(tabs, open_adapter, shown_run, train_on, pulse, watch, small)
+            with gr.Tab("Start", id="start", elem_id="start"):
+                start_tab(links)
+            with gr.Tab("Dataset", id="dataset", elem_id="dataset"):
+                dataset_tab(context, links, Datasets(context.workspace, small.url))
             with gr.Tab("Train", id="train", elem_id="train"):
                 train_tab(context, links)
             with gr.Tab("Generate", id="generate", elem_id="generate"):
@@ -107,7 +125,7 @@ def build(
 
 
 def application(
-    context: Context, watch: Watch, *, names: Names, port: int, login: tuple[str, str] | None = None
+    context: Context, watch: Watch, *, names: Names, port: int, accounts: Accounts | None = None
 ) -> FastAPI:
     """Page, picture routes and walls as one application."""
     import gradio as gr
@@ -120,7 +138,8 @@ def application(
     library = Library(context.workspace, thumbnails.url)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Opening)
-    app.add_middleware(Walls, names=names, port=port, login=login)  # added last: the outermost
+    app.add_middleware(Sieve)
+    app.add_middleware(Walls, names=names, port=port, accounts=accounts)  # added last: the outermost
     app.include_router(style_route())
     app.include_router(picture_routes(context.workspace, thumbnails))
     app.include_router(upload_routes(context.workspace, library))

@@ -25,6 +25,9 @@ class Context:
     queue: Queue
     base: str = "pocket"
     device: str = "auto"
+    shared: bool = False
+    """Several people use it, from other machines: each has pictures and queue entries of their own, and folders
+    outside of the workspace are not opened."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ class Links:
     "generate"; the Generate tab watches it, puts that adapter on the desk and empties the field again. `pulse` is the
     page's one timer: `pulse.feed(component, read)` shows each second what `read` returns, sent only when it changed.
     `watch` is the one look at engine, worker and queue that all browsers share. `shown_run` is another hidden field:
-    the run that the Train tab shows, empty for the one under way or the newest. `thumbnails` gives small copies.
+    the run that the Train tab shows, empty for the one under way or the newest. `train_on`: the folder of the set that
+    Train is to take. `thumbnails` gives small copies.
     """
 
     tabs: gr.Tabs
     open_adapter: gr.Textbox
     shown_run: gr.Textbox
+    train_on: gr.Textbox
     pulse: Pulse
     watch: Watch
     thumbnails: Thumbnails

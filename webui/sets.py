@@ -22,13 +22,22 @@ from diffusion_lora.run import cannot_write, write_atomically
 from diffusion_lora.workspace import Workspace, check_name
 from webui.words import sentence
 
-_FIRST_OWN_SET = "my-pictures"
+FIRST_OWN_SET = "my-pictures"
 NEW_SET = "+"
 """The choice that stands for a set that an upload will make."""
 _LONGEST_TRIGGER = 4
+_LONGEST_CAPTION = 100_000  # bytes
 _NEARLY_ALL = 0.8
 _SMALL_WORDS = frozenset(("a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"))
 _NOT_IN_NAMES = re.compile(r"[^\w .()+-]")
+
+
+_allowed: list[Path] = []
+
+
+def stay_in(folder: Path) -> None:
+    """From now on open no set but those below a folder and the shipped ones: other machines ask for them."""
+    _allowed.append(folder.resolve())
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,8 @@ def open_set(folder: str) -> PictureSet:
     if folder.strip() in ("", NEW_SET):
         return PictureSet(Path(), problem="Upload pictures, with their captions as .txt files if you have them.")
     path = resolve_path(folder.strip(), None) or Path(folder.strip()).expanduser().absolute()
+    if _allowed and not _is_allowed(path):
+        return PictureSet(Path(), problem="Folders outside of the workspace are not opened from other machines.")
     if not path.is_dir():
         return PictureSet(path, problem=f"{path} is {'a file' if path.exists() else 'not there'}: give a folder.")
     try:
@@ -85,6 +96,11 @@ def open_set(folder: str) -> PictureSet:
         return PictureSet(path, problem=f"{path} cannot be read: {error.strerror or error}")
 
 
+def _is_allowed(path: Path) -> bool:
+    places = [*_allowed, *(shipped("datasets", name).resolve() for name in shipped_names("datasets"))]
+    return any(path.resolve().is_relative_to(place) for place in places)
+
+
 def save_caption(workspace: Workspace, folder: Path, picture: str, caption: str) -> Path:
     """Write the caption of a picture and return the folder it lies in: a new one, when a shipped set was edited.
 
@@ -93,11 +109,57 @@ def save_caption(workspace: Workspace, folder: Path, picture: str, caption: str)
     found = open_set(str(folder))
     if picture not in {item.name for item in found.items}:
         raise DatasetError(f"{folder} has no picture {picture!r} (any more): choose the set again")
-    if found.is_shipped:
-        folder = _copy(workspace, found)
+    folder = own_folder(workspace, found)
     text = " ".join(caption.split())
     write_atomically((folder / picture).with_suffix(".txt"), f"{text}\n".encode() if text else b"")
     return folder
+
+
+def free_folder(workspace: Workspace, name: str) -> Path:
+    """A place for a new set under a name, numbered where that is taken. Raises OutputError for what is no name."""
+    return _free(workspace, name.strip())
+
+
+def new_set(workspace: Workspace, name: str) -> Path:
+    """An empty folder for a new set. Raises OutputError for a name that cannot be a folder's."""
+    folder = _free(workspace, name.strip())
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    return folder
+
+
+def take_picture(folder: Path, file: Path, name: str) -> str:
+    """Put one uploaded file into a set under its own name, as far as that is free, and say which it has.
+
+    A picture is opened before it is taken; a text becomes the caption of the picture of its name. Raises DatasetError
+    for anything else, OutputError.
+    """
+    suffix = Path(name).suffix.lower()
+    try:
+        if suffix == ".txt":
+            place = folder / f"{_free_file(folder, name, taken=False).stem}.txt"
+            text = file.read_bytes()[:_LONGEST_CAPTION]
+            text.decode("utf-8")
+            write_atomically(place, text)
+            return place.name
+        picture = file.with_suffix(suffix)
+        file.rename(picture)
+        try:
+            open_image(picture)
+            place = _free_file(folder, name)
+            shutil.move(picture, place)
+            place.chmod(0o644)
+        finally:
+            picture.unlink(missing_ok=True)
+    except UnicodeDecodeError:
+        raise DatasetError(f"the caption {Path(name).name} is not UTF-8 text: save it as UTF-8") from None
+    except DatasetError as error:
+        raise DatasetError(str(error).replace(str(file.with_suffix(suffix)), Path(name).name)) from None
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    return place.name
 
 
 def take_upload(workspace: Workspace, files: Sequence[Path], folder: Path | None) -> Uploaded:
@@ -107,7 +169,7 @@ def take_upload(workspace: Workspace, files: Sequence[Path], folder: Path | None
     told. Raises DatasetError when nothing is left, OutputError.
     """
     own = folder is not None and folder.parent == workspace.datasets and folder.is_dir()
-    target = folder if own and folder is not None else _free(workspace, _FIRST_OWN_SET)
+    target = folder if own and folder is not None else _free(workspace, FIRST_OWN_SET)
     left_out = []
     pictures = []
     for file in files:
@@ -159,7 +221,10 @@ def _place(words: Sequence[str], run: tuple[str, ...]) -> int:
     return next(starts, len(words))
 
 
-def _copy(workspace: Workspace, found: PictureSet) -> Path:
+def own_folder(workspace: Workspace, found: PictureSet) -> Path:
+    """The folder in which a set may be changed: its own, or that of a copy if it is shipped. Raises OutputError."""
+    if not found.is_shipped:
+        return found.folder
     target = _free(workspace, found.name)
     temporary = workspace.datasets / f".{target.name}.tmp"
     try:
@@ -177,13 +242,17 @@ def _free(workspace: Workspace, name: str) -> Path:
     return next(place for free in names if not (place := workspace.datasets / free).exists())
 
 
-def _free_file(folder: Path, name: str) -> Path:
-    """A place for a file under its own name as far as that is one for a file, numbered where it is taken."""
+def _free_file(folder: Path, name: str, *, taken: bool = True) -> Path:
+    """A place for a file under its own name as far as that is one for a file, numbered where it is `taken`."""
     clean = _NOT_IN_NAMES.sub("_", Path(name).name).lstrip(". ") or "picture"
     stem, suffix = Path(clean).stem[:80].rstrip(". "), Path(clean).suffix.lower()
     try:
         check_name(f"{stem}{suffix}"[-80:])
     except UserError:
         stem = "picture"
+    if not taken:
+        return folder / f"{stem}{suffix}"
     places = (folder / f"{stem}{'' if number == 1 else f'-{number}'}{suffix}" for number in count(1))
-    return next(place for place in places if not place.exists() and not place.with_suffix(".txt").exists())
+    # A caption may have come before its picture; one that belongs to another picture takes the name.
+    beside = {path.stem for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+    return next(place for place in places if not place.exists() and place.stem not in beside)

@@ -30,9 +30,10 @@ from diffusion_lora.families.pocket.words import pocket_words
 from diffusion_lora.inbox import ask
 from diffusion_lora.run import Run
 from diffusion_lora.workspace import Workspace, check_name
-from webui import runview, sets, setview
+from webui import runview, sets, setview, who
 from webui.context import Context, Links
 from webui.notices import tell, warn
+from webui.owners import note_owner
 from webui.runs import Story
 from webui.theme import asset
 from webui.words import count, duration, sentence
@@ -247,6 +248,13 @@ def train_tab(context: Context, links: Links) -> None:
     shows_set = [thumbs, captions_title, cards, note, kind, name, trigger, suggested]
     dataset.change(choose_set, chosen_set, shows_set, **quick)
 
+    def train_on(folder: str) -> tuple[str, Any]:
+        if not folder:
+            return gr.skip(), gr.skip()
+        return "", gr.Dropdown(sets.choices(context.workspace), value=folder)
+
+    links.train_on.change(train_on, links.train_on, [links.train_on, dataset], **quick)
+
     def take(files: list[str] | None, folder: str) -> list[Any]:
         try:
             taken = sets.take_upload(
@@ -289,13 +297,18 @@ def train_tab(context: Context, links: Links) -> None:
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
-    def start_run(shown: str, *values: Any) -> list[Any]:
+    def start_run(request: gr.Request, shown: str, *values: Any) -> list[Any]:
+        with who.acting_for(request):
+            return started(shown, *values)
+
+    def started(shown: str, *values: Any) -> list[Any]:
         found = sets.open_set(str(values[1] or ""))
         try:
             config = _settle(context, Form(*values))
             run = context.workspace.free_run_name(config.output.name)
             config = _named(config, run)
-            Run.create(context.workspace.run_folder(run), config)
+            made = Run.create(context.workspace.run_folder(run), config)
+            note_owner(made.folder, who.is_asking())
             context.queue.add(run)
         except UserError as error:
             return [shown, setview.form_note(found, sentence(str(error)))]
@@ -326,8 +339,9 @@ def train_tab(context: Context, links: Links) -> None:
     # --- the run ------------------------------------------------------------------------------------------------------
 
     def acting(act: Callable[[str], Any], told: str) -> Callable[[str], None]:
-        def do(run: str) -> None:
-            story = links.watch.story(run)
+        def do(run: str, request: gr.Request) -> None:
+            with who.acting_for(request):
+                story = links.watch.story(run)
             if story is None:
                 return
             try:
