@@ -21,6 +21,7 @@ from diffusion_lora.adapter_commands import app as adapter_app
 from diffusion_lora.caption_commands import caption
 from diffusion_lora.dataset_commands import app as dataset_app
 from diffusion_lora.errors import ConfigError, OutputError, PromptError, RunInterrupted, ServiceError, UserError
+from diffusion_lora.user_commands import app as users_app
 from diffusion_lora.workshop_commands import add_to as add_workshop_commands
 from diffusion_lora.workspace_commands import app as workspace_app
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 _USER_ERROR, _INTERRUPTED = 2, 130
 _PORT, _PORTS = 7860, 100  # the page's, and how many after it are tried
-_PASSWORD = "DIFFUSION_LORA_PASSWORD"
 
 app = typer.Typer(
     help="Train LoRAs for diffusion models and mix them freely.",
@@ -54,6 +54,7 @@ app.add_typer(dataset_app, name="dataset")
 add_workshop_commands(dataset_app)
 app.command()(caption)
 app.add_typer(workspace_app, name="workspace")
+app.add_typer(users_app, name="users")
 
 _Workspace = Annotated[
     Path | None,
@@ -445,21 +446,24 @@ def ui(
     base: _Base = "pocket",
     device: _Device = None,
     listen: Annotated[
-        str | None, typer.Option(metavar="HOST", help="Let other machines in, as 0.0.0.0 does. Needs --login.")
+        str | None, typer.Option(metavar="HOST", help="Let other machines in, as 0.0.0.0 does. Needs --auth.")
     ] = None,
-    login: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"Ask for this name and the password in ${_PASSWORD}.")
+    auth: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Ask everybody for a login; `users add` makes the file.")
     ] = None,
 ) -> None:
     """Open the page in a browser: train, generate, queue."""
     from diffusion_lora.workspace import Workspace
 
-    if listen is not None and login is None:
+    if listen is not None and auth is None:
         raise ServiceError(
-            f"--listen {listen} lets other machines in, who could then use this one: add --login NAME, "
-            f"with the password in the variable {_PASSWORD}"
+            f"--listen {listen} lets other machines in, who could then use this one: add --auth FILE, "
+            "made by `diffusion-lora users add NAME`"
         )
-    account = None if login is None else (login, _password(login))
+    if auth is not None:
+        from diffusion_lora.accounts import read_users
+
+        read_users(auth)  # a file that is not there is told before anything is started
     place = Workspace.open(workspace)
     free = _free_port(listen or "127.0.0.1", port)
     if port is None and free != _PORT:
@@ -474,7 +478,7 @@ def ui(
         base=_from_anywhere(base),
         device=device or "auto",
         listen=listen,
-        login=account,
+        accounts=auth,
     )
 
 
@@ -675,15 +679,6 @@ def _carry_on(workspace: "Workspace") -> None:
     from diffusion_lora.jobs.launch import ensure_worker
 
     ensure_worker(workspace)
-
-
-def _password(login: str) -> str:
-    given = os.environ.get(_PASSWORD)
-    if not given and sys.stdin.isatty():
-        given = typer.prompt(f"password for {login}", hide_input=True)
-    if not given:
-        raise ServiceError(f"--login {login} needs a password: put it into the variable {_PASSWORD}")
-    return given
 
 
 def _free_port(host: str, port: int | None) -> int:

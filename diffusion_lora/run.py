@@ -12,6 +12,7 @@
     inbox/          what others ask of the process at work (see `inbox`)
     run.lock        held by the process at work; run.lock.json says which one
     console.txt     what a process started by the queue printed
+    owner           whose it is, where several people log in to the page
 
 This module knows the folder, not what the run computes. No torch here.
 """
@@ -253,7 +254,7 @@ def _never_began(folder: Path) -> bool:
     names = {entry.name for entry in folder.iterdir()}
     made = {"config.toml", "checkpoints", "previews"}
     kept = {"events.jsonl", "log.txt", "dataset.json", "inbox", "run.lock", "run.lock.json", "console.txt"}
-    kept |= {"tensorboard", "wandb"}
+    kept |= {"tensorboard", "wandb", "owner"}
     return (
         made <= names <= made | kept
         and not any(any((folder / name).iterdir()) for name in ("checkpoints", "previews"))

@@ -96,14 +96,16 @@ class EngineClient:
         self._last = presence.pid, status
         return status
 
-    def generate(self, requests: Sequence[Request], previews: bool = True) -> Generator[DrawingEvent, None, None]:
+    def generate(
+        self, requests: Sequence[Request], previews: bool = True, owner: str = ""
+    ) -> Generator[DrawingEvent, None, None]:
         """Have the requests drawn; the events end with End, Cancelled or Failed. Never raises.
 
         Relative paths of LoRAs are looked up in the workspace. Requests of equal size, steps and sampler are one
-        batch. Closing the iterator cancels the drawing.
+        batch; they lie in the `owner`'s folder of pictures/. Closing the iterator cancels the drawing.
         """
         heard = False
-        order = {"requests": [request_fields(request) for request in requests], "previews": previews}
+        order = {"requests": [request_fields(request) for request in requests], "previews": previews, "owner": owner}
         try:
             presence = self._presence()
             patient = httpx.Timeout(_ANSWER_S, read=None)  # a step may take as long as it needs

@@ -22,6 +22,8 @@ from fastapi.responses import FileResponse
 from diffusion_lora.errors import DatasetError
 from diffusion_lora.images import SUFFIXES, open_image
 from diffusion_lora.workspace import Workspace
+from webui import who
+from webui.owners import may_see_run
 
 _AREAS = ("pictures", "datasets", "loras", "runs")
 _OF_A_RUN = ("previews", "pictures")
@@ -123,12 +125,18 @@ def picture_routes(workspace: Workspace, thumbnails: Thumbnails) -> APIRouter:
     return router
 
 
+
 def _inside(workspace: Workspace, area: str, path: str) -> Path | None:
     """The picture at a path within an area; None for anything else, wherever a link or a `..` may lead."""
     parts = path.split("/")
     if area not in _AREAS or any(part in ("", "..") or part.startswith(".") or "\0" in part for part in parts):
         return None
     if area == "runs" and (len(parts) < 3 or parts[1] not in _OF_A_RUN):
+        return None
+    user = who.is_asking()
+    if user and area == "pictures" and parts[0] != user:
+        return None
+    if user and area == "runs" and not may_see_run(workspace.runs / parts[0], user):
         return None
     root = (workspace.root / area).resolve()
     try:

@@ -12,6 +12,8 @@ from diffusion_lora.errors import PromptError
 from diffusion_lora.images import SUFFIXES
 from diffusion_lora.sidecar import read_notes
 from diffusion_lora.workspace import Workspace
+from webui import who
+from webui.owners import pictures_of
 
 SHOWN = 120
 SmallCopy = Callable[[Path], str]
@@ -26,25 +28,28 @@ class Film:
     def __init__(self, workspace: Workspace, small: SmallCopy) -> None:
         self._workspace = workspace
         self._small = small
-        self._seen = (-1, _EMPTY)
+        self._seen: dict[str, tuple[int, dict[str, Any]]] = {}
 
-    def value(self) -> dict[str, Any]:
-        """The newest pictures, and how many more there are."""
+    def value(self, user: str | None = None) -> dict[str, Any]:
+        """A user's newest pictures, and how many more there are; by default of the one who asks."""
+        user = who.is_asking() if user is None else user
+        folder = pictures_of(self._workspace, user)
         try:
-            changed = self._workspace.pictures.stat().st_mtime_ns
+            changed = folder.stat().st_mtime_ns
         except FileNotFoundError:
             return _EMPTY
-        if self._seen[0] != changed:
-            pictures = newest(self._workspace)
+        known = self._seen.get(user)
+        if known is None or known[0] != changed:
+            pictures = newest(folder)
             shown = [{"name": path.name, "src": self._small(path)} for path in pictures[:SHOWN]]
-            self._seen = changed, {"pictures": shown, "more": max(0, len(pictures) - SHOWN)}
-        return self._seen[1]
+            known = self._seen[user] = changed, {"pictures": shown, "more": max(0, len(pictures) - SHOWN)}
+        return known[1]
 
 
-def newest(workspace: Workspace) -> list[Path]:
-    """The pictures in `pictures/`, the newest first."""
+def newest(folder: Path) -> list[Path]:
+    """The pictures in a folder, the newest first."""
     try:
-        with os.scandir(workspace.pictures) as entries:
+        with os.scandir(folder) as entries:
             found = [
                 (entry.stat().st_mtime_ns, entry.name)
                 for entry in entries
@@ -52,14 +57,14 @@ def newest(workspace: Workspace) -> list[Path]:
             ]
     except FileNotFoundError:
         return []
-    return [workspace.pictures / name for _, name in sorted(found, reverse=True)]
+    return [folder / name for _, name in sorted(found, reverse=True)]
 
 
-def picture_named(workspace: Workspace, name: str) -> Path:
+def picture_named(folder: Path, name: str) -> Path:
     """The picture of this file name; the name comes from the browser. Raises PromptError when there is none."""
-    path = workspace.pictures / name
+    path = folder / name
     if not name or Path(name).name != name or name.startswith(".") or not path.is_file():
-        raise PromptError(f"the picture {name} is no longer in {workspace.pictures}")
+        raise PromptError(f"the picture {name} is no longer in {folder}")
     return path
 
 

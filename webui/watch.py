@@ -16,8 +16,10 @@ from diffusion_lora.jobs.launch import ensure_engine, ensure_worker
 from diffusion_lora.jobs.store import Job
 from diffusion_lora.processes import Kind, Presence, read
 from diffusion_lora.workspace import Workspace
+from webui import who
 from webui.context import Context
 from webui.engine import EngineStatus
+from webui.owners import may_see_run
 from webui.runs import Stories, Story
 from webui.words import sentence
 
@@ -61,8 +63,12 @@ class Watch:
             threading.Thread(target=work, name=name, daemon=True).start()
 
     def look(self) -> Look:
-        """What was seen last."""
-        return self._look
+        """What was seen last, as far as it is the business of whoever asks."""
+        user = who.is_asking()
+        if not user:
+            return self._look
+        runs = self._context.workspace.runs
+        return replace(self._look, jobs=tuple(job for job in self._look.jobs if may_see_run(runs / job.run, user)))
 
     def refresh(self) -> Look:
         """Look at the queue now: after a click that changed it."""
@@ -70,14 +76,15 @@ class Watch:
             self._look = replace(self._look, jobs=tuple(self._context.queue.jobs()), trouble=self._worker.trouble)
         except UserError as error:
             self._look = replace(self._look, trouble=str(error))
-        return self._look
+        return self.look()
 
     def story(self, name: str) -> Story | None:
         """What is known of a run; with no name, of the one that is under way, or else of the last one that was."""
-        look = self._look
+        look, runs, user = self.look(), self._context.workspace.runs, who.is_asking()
         # The queue lists what runs first, then what waits, then the rest from the newest on.
         trainings = [job.run for job in look.jobs if job.kind == "train"]
         names = [name] if name else trainings[:1] or self.stories.names()[:1]
+        names = [run for run in names if may_see_run(runs / run, user)]
         return next((story for run in names if (story := self.stories.story(run, look.job(run)))), None)
 
     def _watch(self) -> None:

@@ -1,7 +1,7 @@
 """The engine's HTTP: routes over a `Studio`, and the news of a drawing as lines of JSON.
 
     GET  /status        the engine's status (generate.wire.EngineStatus)
-    POST /generate      {requests, previews} -> application/x-ndjson, an event a line; hanging up cancels
+    POST /generate      {requests, previews, owner} -> application/x-ndjson, an event a line; hanging up cancels
     POST /img2img       the same from a picture, with or without a mask
     POST /grid          the same for every pair of a row and a column, and a sheet of all
     POST /cancel        {id} -> {cancelled}
@@ -60,7 +60,7 @@ def create_app(studio: Studio, workspace: Workspace, on_request: Callable[[], No
     async def _generate(request: Request) -> Response:
         on_request()
         order = read(Generate, await _body(request), workspace)
-        return _News(studio, Drawing(order.requests, previews=order.previews))
+        return _News(studio, Drawing(order.requests, previews=order.previews, owner=order.owner))
 
     @app.post("/img2img")
     async def _img2img(request: Request) -> Response:

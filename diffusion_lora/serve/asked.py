@@ -19,17 +19,21 @@ from diffusion_lora.generate.infotext import request_from_fields
 from diffusion_lora.generate.request import Request
 from diffusion_lora.generate.start import Start
 from diffusion_lora.run import write_atomically
-from diffusion_lora.workspace import Workspace
+from diffusion_lora.workspace import Workspace, check_name
 
 MAX_REQUESTS = 1000
 
 
 @dataclass(frozen=True)
 class Generate:
-    """Draw these pictures; those alike in size, steps and sampler are one batch, also with those of other callers."""
+    """Draw these pictures; those alike in size, steps and sampler are one batch, also with those of other callers.
+
+    With an `owner` they are kept in the folder of that name.
+    """
 
     requests: list[Request]
     previews: bool = True
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ def read(kind: type[Asked], body: Mapping[str, Any], workspace: Workspace) -> As
     if strange := sorted(body.keys() - known.keys()):
         raise PromptError(f"the order says {strange[0]!r}, which is not read here; {', '.join(known)} are")
     values = dict(body)
+    if values.get("owner") and isinstance(values["owner"], str):
+        check_name(values["owner"])
     for name, field in known.items():
         if name not in values:
             continue

@@ -22,10 +22,13 @@ Finish = Callable[[Mapping[int, Path]], DrawingEvent]
 class Drawing:
     """An order, made inside the event loop that will pass its news on."""
 
-    def __init__(self, requests: Sequence[Request], *, previews: bool, finish: Finish | None = None) -> None:
+    def __init__(
+        self, requests: Sequence[Request], *, previews: bool, owner: str = "", finish: Finish | None = None
+    ) -> None:
         self.id = secrets.token_hex(8)
         self.requests = tuple(requests)
         self.previews = previews
+        self.owner = owner  # whose folder of pictures/ the results go to; "" for pictures/ itself
         self.finish = finish
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[DrawingEvent | None] = asyncio.Queue()

@@ -326,7 +326,7 @@ class Studio:
                 left.remove((order, place))
                 if order.ended:
                     continue
-                (path,) = save_pictures(self._workspace.pictures, [picture])
+                (path,) = save_pictures(self._workspace.pictures / order.drawing.owner, [picture])
                 self._status = replace(self._status, drawn=self._status.drawn + 1)
                 order.paths[place] = path
                 order.drawing.tell(Drawn(place, self._workspace.relative(path), picture.request, picture.notes))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from diffusion_lora.accounts import Accounts, add_user
 from diffusion_lora.processes import Presence, announce, only_one
 from diffusion_lora.workspace import Workspace
 
@@ -66,14 +67,26 @@ def test_the_page_lets_nobody_else_in_without_a_login(
     command_line: CommandLine, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DIFFUSION_LORA_PASSWORD", raising=False)
+    file = workspace.root / "users.json"
     here = ("--workspace", workspace.root, "--no-browser")
-    assert "add --login NAME" in complaint(command_line("ui", "--listen", "0.0.0.0", *here))
-    said = complaint(command_line("ui", "--login", "me", *here, stdin=subprocess.DEVNULL))
+    assert "add --auth FILE" in complaint(command_line("ui", "--listen", "0.0.0.0", *here))
+    assert "users add NAME" in complaint(command_line("ui", "--auth", file, *here))
+    said = complaint(command_line("users", "add", "me", "--auth", file, stdin=subprocess.DEVNULL))
     assert "DIFFUSION_LORA_PASSWORD" in said
+    monkeypatch.setenv("DIFFUSION_LORA_PASSWORD", "short")
+    assert "give 8 or more" in complaint(command_line("users", "add", "me", "--auth", file))
+    assert not file.exists()
+    monkeypatch.setenv("DIFFUSION_LORA_PASSWORD", "long enough")
+    assert "me is added" in command_line("users", "add", "me", "--auth", file).stdout
+    assert "long enough" not in file.read_text(encoding="utf-8")
+    assert command_line("users", "list", "--auth", file).stdout == "me\n"
+    assert Accounts(file).check("me", "long enough")
+    assert not Accounts(file).check("me", "long enouGh")
+    assert not Accounts(file).check("you", "long enough")
 
 
 def test_a_taken_port_and_a_foreign_address_are_sentences(
-    command_line: CommandLine, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    command_line: CommandLine, workspace: Workspace
 ) -> None:
     here = ("--workspace", workspace.root, "--no-browser")
     with socket.socket() as taken:
@@ -81,6 +94,6 @@ def test_a_taken_port_and_a_foreign_address_are_sentences(
         taken.listen()
         port = taken.getsockname()[1]
         assert f"port {port} cannot be used" in complaint(command_line("ui", "--port", port, *here))
-    monkeypatch.setenv("DIFFUSION_LORA_PASSWORD", "secret")
-    said = complaint(command_line("ui", "--listen", "192.0.2.1", "--login", "me", *here))
+    add_user(workspace.root / "users.json", "me", "a secret")
+    said = complaint(command_line("ui", "--listen", "192.0.2.1", "--auth", workspace.root / "users.json", *here))
     assert "--listen 192.0.2.1: there is no such address on this machine" in said

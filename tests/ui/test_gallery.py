@@ -53,7 +53,7 @@ def test_a_name_leads_into_the_folder_of_pictures_or_nowhere(workspace: Workspac
     picture(workspace.state / "x.png")
     picture(workspace.pictures / ".hidden.png")
     with pytest.raises(PromptError, match="no longer in"):
-        picture_named(workspace, name)
+        picture_named(workspace.pictures, name)
 
 
 def test_a_lora_is_shown_by_the_picture_beside_it_or_its_last_preview(workspace: Workspace) -> None:

@@ -16,8 +16,13 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from PIL import Image
 
+from diffusion_lora.accounts import add_user
+from diffusion_lora.config import load_train_config, shipped
+from diffusion_lora.run import Run
+from diffusion_lora.workspace import Workspace
 from tests.ui.process import DeskProcess
 from tests.ui.raw import ask, basic, post_json
+from webui.owners import note_owner
 
 CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -255,16 +260,17 @@ def test_listening_without_a_login_is_refused(command_line: CommandLine, tmp_pat
     assert "Traceback" not in done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: ")
-    assert "--login" in line
+    assert "--auth" in line
     assert not (tmp_path / "w" / "state" / "engine.json").exists()
 
 
 @pytest.fixture(scope="module")
 def listening(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeskProcess]:
-    """A desk that listens on every address, with a login."""
-    workspace = tmp_path_factory.mktemp("listening") / "workspace"
-    password = {"DIFFUSION_LORA_PASSWORD": "correct horse"}
-    desk = DeskProcess(workspace, "--listen", "0.0.0.0", "--login", "ann", environment=password)
+    """A desk that listens on every address, with two users."""
+    folder = tmp_path_factory.mktemp("listening")
+    for name, password in (("ann", "correct horse"), ("bea", "battery staple")):
+        add_user(folder / "users.json", name, password)
+    desk = DeskProcess(folder / "workspace", "--listen", "0.0.0.0", "--auth", str(folder / "users.json"))
     try:
         yield desk.start()
     finally:
@@ -273,19 +279,25 @@ def listening(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeskProcess]
 
 def test_listening_wants_the_login_on_every_route(listening: DeskProcess) -> None:
     port = listening.port
-    Image.new("RGB", (8, 8), "red").save(listening.workspace / "pictures" / "1.png")
+    (listening.workspace / "pictures" / "ann").mkdir()
+    Image.new("RGB", (8, 8), "red").save(listening.workspace / "pictures" / "ann" / "1.png")
+    place = "/workspace/pictures/ann/1.png"
     wrong = [{}, basic("ann", "wrong"), basic("bob", "correct horse"), {"Authorization": "Basic !!"}]
-    paths = ["/", "/config", "/theme.css", "/workspace/pictures/1.png", "/thumbnail/x", "/gradio_api/info", "/absent"]
+    paths = ["/", "/config", "/theme.css", place, "/thumbnail/x", "/gradio_api/info", "/absent", "/desk.css"]
     paths += ["/gradio_api/file=/etc/passwd", "/gradio_api/startup-events", "/gradio_api/heartbeat/x", "/openapi.json"]
     for path in paths:
         assert ask(port, path).status == 401, path
-    for path in ("/gradio_api/queue/join", "/gradio_api/upload", "/login"):
+    for path in ("/gradio_api/queue/join", "/gradio_api/upload", "/login", "/upload/lora?name=a.safetensors",
+                 "/upload/zip?name=a.zip", "/gradio_api/component_server"):  # fmt: skip
         assert post_json(port, path, {}).status == 401, path
     for headers in wrong:
-        assert ask(port, "/workspace/pictures/1.png", headers=headers).status == 401, headers
+        assert ask(port, place, headers=headers).status == 401, headers
     right = basic("ann", "correct horse")
     assert ask(port, "/", headers=right).status == 200
-    assert ask(port, "/workspace/pictures/1.png", headers=right).status == 200
+    assert ask(port, place, headers=right).status == 200
+    assert ask(port, place, headers=basic("bea", "battery staple")).status == 404, "another one's picture"
+    forged = {**basic("bea", "battery staple"), "X-Desk-User": "ann"}
+    assert ask(port, place, headers=forged).status == 404, "who asks is told by the walls alone"
     assert ask(port, "/", host=f"evil.example:{port}", headers=right).status == 403
     assert ask(port, "/", headers={**right, "Origin": "http://evil.example"}).status == 403
 
@@ -295,3 +307,56 @@ def test_the_password_is_told_to_nobody(listening: DeskProcess) -> None:
     listening.wait_for_presence("engine")
     assert "correct horse" not in listening.output()
     assert not [word for process in listening.processes() for word in process.cmdline() if "correct horse" in word]
+
+
+def test_a_run_is_its_owners_to_see(listening: DeskProcess) -> None:
+    runs = Workspace(listening.workspace).runs
+    Run.create(runs / "hers", load_train_config(shipped("configs", "pocket-style")))
+    note_owner(runs / "hers", "bea")
+    Image.new("RGB", (8, 8), "red").save(runs / "hers" / "previews" / "1.png")
+    path = "/workspace/runs/hers/previews/1.png"
+    assert ask(listening.port, path, headers=basic("bea", "battery staple")).status == 200
+    assert ask(listening.port, path, headers=basic("ann", "correct horse")).status == 404
+
+
+def test_whoever_guesses_passwords_has_to_wait(listening: DeskProcess) -> None:
+    """Last: this address is not listened to afterwards. Those who never gave a password are only asked for one."""
+    port = listening.port
+    for _ in range(20):
+        assert ask(port, "/").status == 401
+    wrong = [ask(port, "/", headers=basic("ann", f"guess {number}")).status for number in range(11)]
+    assert wrong[0] == 401
+    assert wrong[-1] == 429
+    assert ask(port, "/", headers=basic("ann", "correct horse")).status == 429, "a guess that is right at last"
+    noted = (listening.workspace / "state" / "page.log").read_text(encoding="utf-8")
+    assert "refused 401" in noted
+    assert "refused 429" in noted
+    assert "guess" not in noted
+    assert "correct horse" not in noted
+
+
+# --- files that are sent to Gradio's own route ------------------------------------------------------------------------
+
+
+def multipart(name: str, data: bytes) -> tuple[dict[str, str], bytes]:
+    head = f'--b\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\nContent-Type: text/html\r\n\r\n'
+    return {"Content-Type": "multipart/form-data; boundary=b"}, head.encode() + data + b"\r\n--b--\r\n"
+
+
+@pytest.mark.parametrize("name", ["a.html", "a.svg", "a.png.svg", "model.ckpt", "a.pkl", "a", "a.png\\x00.html"])
+def test_gradios_upload_takes_pictures_and_captions_alone(furnished: DeskProcess, name: str) -> None:
+    """What it took it would serve again, under this page's own address."""
+    headers, body = multipart(name, b"<script>alert(1)</script>")
+    assert ask(furnished.port, "/gradio_api/upload", method="POST", headers=headers, body=body).status == 415
+    kept = [path for path in (furnished.workspace / "state" / "uploads").rglob("*") if path.is_file()]
+    assert not kept
+
+
+def test_what_gradio_serves_again_is_a_picture_to_the_browser(furnished: DeskProcess) -> None:
+    headers, body = multipart("a.png", b"<script>alert(1)</script>")
+    answer = ask(furnished.port, "/gradio_api/upload", method="POST", headers=headers, body=body)
+    assert answer.status == 200
+    (path,) = json.loads(answer.body)
+    served = ask(furnished.port, f"/gradio_api/file={path}")
+    assert served.headers["content-type"] == "image/png"
+    assert served.headers["x-content-type-options"] == "nosniff"

@@ -25,12 +25,13 @@ from diffusion_lora.generate.wire import Drawn, Start, Step
 from diffusion_lora.layouts.layout import layout_named
 from diffusion_lora.lora.card import Card
 from diffusion_lora.run import Run
-from webui import desk, stage
+from webui import desk, stage, who
 from webui.component import component
 from webui.context import Context, Links
 from webui.desk import Form
 from webui.files import Thumbnails, picture_url
 from webui.gallery import Film, newest, picture_named, thumb
+from webui.owners import pictures_of
 
 _SECONDS_BETWEEN_STEPS = 0.1
 _SILENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -106,15 +107,15 @@ class _Generate:
             except UserError as error:
                 yield stage.trouble(str(error)), gr.skip()
                 return
-            yield from self._follow(order, session, stage.Stage(requests, self._url, sweep))
+            yield from self._follow(order, session, stage.Stage(requests, self._url, sweep), who.of(request))
         finally:
             if self._orders.get(session) is order:
                 del self._orders[session]
 
-    def _follow(self, order: _Order, session: str, shown: stage.Stage) -> Iterator[Any]:
+    def _follow(self, order: _Order, session: str, shown: stage.Stage, user: str) -> Iterator[Any]:
         yield shown.value(), gr.skip()
         told = 0.0
-        with closing(self._context.engine.generate(shown.requests, previews=True)) as events:
+        with closing(self._context.engine.generate(shown.requests, previews=True, owner=user)) as events:
             for event in events:
                 if self._orders.get(session) is not order:
                     return
@@ -127,13 +128,13 @@ class _Generate:
                 if isinstance(event, Step) and time.monotonic() - told < _SECONDS_BETWEEN_STEPS:
                     continue
                 told = time.monotonic()
-                yield shown.value(), self.film.value() if isinstance(event, Drawn) else gr.skip()
+                yield shown.value(), self.film.value(user) if isinstance(event, Drawn) else gr.skip()
 
     # --- what was drawn ---
 
     def start(self, _asked: Any = None) -> dict[str, Any]:
         """What a page shows at first: the newest picture, or how to begin."""
-        for picture in newest(self._workspace)[:1]:
+        for picture in newest(pictures_of(self._workspace, who.is_asking()))[:1]:
             return self._earlier(picture)
         if self._context.base != "pocket":
             return stage.empty(["Nothing drawn yet", "Say what the picture should show, then Generate."])
@@ -147,17 +148,17 @@ class _Generate:
             examples,
         )
 
-    def select(self, asked: gr.EventData) -> dict[str, Any]:
+    def select(self, asked: gr.EventData, request: gr.Request) -> dict[str, Any]:
         """A picture of the film strip on the stage."""
         try:
-            return self._earlier(picture_named(self._workspace, _name(asked)))
+            return self._earlier(self._picture(_name(asked), who.of(request)))
         except UserError as error:
             return stage.trouble(str(error))
 
-    def restore(self, asked: gr.EventData) -> list[Any]:
+    def restore(self, asked: gr.EventData, request: gr.Request) -> list[Any]:
         """The settings of the picture on the stage."""
         try:
-            return self._restored(picture_named(self._workspace, _name(asked)))
+            return self._restored(self._picture(_name(asked), who.of(request)))
         except UserError as error:
             return _unchanged(stage.trouble(str(error)))
 
@@ -174,7 +175,7 @@ class _Generate:
     def command_of(self, name: str) -> str:
         """The command that draws a picture of the film strip again."""
         try:
-            request = read_request(picture_named(self._workspace, str(name)))
+            request = read_request(self._picture(str(name), who.is_asking()))
         except UserError as error:
             return f"# {error}"
         return desk.command(request, device=self._context.device)
@@ -230,6 +231,9 @@ class _Generate:
             prompts = ()
         return prompts[0] if prompts else (cards[name].trigger_word if name in cards else "")
 
+    def _picture(self, name: str, user: str) -> Path:
+        return picture_named(pictures_of(self._workspace, user), name)
+
     def _thumb(self, name: str) -> str | None:
         return thumb(self._workspace, name, self._small)
 
@@ -238,7 +242,7 @@ class _Generate:
         request = read_request(picture)
         found = desk.restore(request, list(cards.values()), base=self._context.engine.status().base)
         strips = [desk.strip(channel, cards.get(channel.name), self._thumb(channel.name)) for channel in found.channels]
-        ours = picture.parent == self._workspace.pictures
+        ours = picture.is_relative_to(self._workspace.pictures)
         shown = self._earlier(picture, found.told) if ours else self._foreign(request, found.told)
         return [*astuple(found.form), strips, shown]
 
