@@ -23,6 +23,7 @@ _HEAD = (
 )
 _SHORT = 48
 """Characters of a sentence that still fit into the column of states."""
+_TAIL_BYTES, _TAIL_LINES, _LONGEST_LINE = 16_384, 20, 300
 _DOTS = {"running": "good", "done": "good", "failed": "stopped", "stopped": "careful", "paused": "careful"}
 
 
@@ -30,10 +31,26 @@ def table(look: Look, stories: Stories, workspace: Workspace, thumbnails: Thumbn
     """All jobs: what runs, what waits, the rest, newest first."""
     if not look.jobs:
         return EMPTY
-    return _HEAD + "".join(_row(job, stories.story(job.run, job), workspace, thumbnails) for job in look.jobs)
+    line = [job.run for job in look.jobs if job.state == "waiting"]
+    rows = (_row(job, stories.story(job.run, job), workspace, thumbnails, line) for job in look.jobs)
+    return _HEAD + "".join(rows)
 
 
-def _row(job: Job, story: Story | None, workspace: Workspace, thumbnails: Thumbnails) -> str:
+def log_tail(run_folder: Path) -> str:
+    """The last lines of a run's log, and of what its process printed where it never came to write one."""
+    for name in ("log.txt", "console.txt"):
+        try:
+            with (run_folder / name).open("rb") as file:
+                file.seek(max(0, (run_folder / name).stat().st_size - _TAIL_BYTES))
+                lines = file.read().decode("utf-8", "replace").splitlines()
+        except OSError:
+            continue
+        if lines:
+            return "\n".join(line[:_LONGEST_LINE] for line in lines[-_TAIL_LINES:])
+    return ""
+
+
+def _row(job: Job, story: Story | None, workspace: Workspace, thumbnails: Thumbnails, line: list[str]) -> str:
     state = "waiting" if job.state == "starting" else job.state
     said, name = _said(job, story), escape(job.run)
     return (
@@ -43,7 +60,8 @@ def _row(job: Job, story: Story | None, workspace: Workspace, thumbnails: Thumbn
         f'<span class="state"><i class="dot {_DOTS.get(state, "")}"></i>{escape(_state(job, story))}</span>'
         f'<span class="work">{_work(story, state)}</span>'
         f'<span class="time">{escape(_time(job, story, state))}</span>'
-        f'<span class="acts">{_acts(story, state)}</span></div>{said}</div>'
+        f'<span class="acts">{_acts(story, state, _places(job, line))}</span></div>{said}'
+        f'<pre class="said log" hidden></pre></div>'
     )
 
 
@@ -100,8 +118,19 @@ def _time(job: Job, story: Story | None, state: str) -> str:
     return f"since {moment(at)}" if state == "waiting" else moment(at)
 
 
-def _acts(story: Story | None, state: str) -> str:
-    acts = []
+def _places(job: Job, line: list[str]) -> list[tuple[str, str, str]]:
+    """Buttons that put the line in order, for one that can go somewhere."""
+    if job.run not in line:
+        return []
+    place = line.index(job.run)
+    return [
+        *([("sooner", "Sooner", "quiet")] if place else []),
+        *([("later", "Later", "quiet")] if place < len(line) - 1 else []),
+    ]
+
+
+def _acts(story: Story | None, state: str, places: list[tuple[str, str, str]]) -> str:
+    acts = [*places, ("log", "Log", "quiet")]
     if state in ("done", "failed", "stopped", "paused"):
         acts.append(("remove", "Remove", "quiet"))
     if state == "running":

@@ -147,6 +147,22 @@ class Queue:
 
     retry = resume
 
+    def move(self, run: str, *, sooner: bool) -> Job:
+        """Let a waiting run change places with the one before it in the line, or with the one after it; at the end of
+        the line nothing changes. Raises RunError if it does not wait."""
+        with self._transaction() as connection:
+            job = _found(connection, run)
+            if job.state != "waiting":
+                raise RunError(f"the run {run} does not wait ({_told(job.state)}): only the line can be put in order")
+            line = _jobs(connection, "WHERE state = 'waiting' ORDER BY queued, id")
+            place = next(index for index, other in enumerate(line) if other.run == run)
+            other_place = place - 1 if sooner else place + 1
+            if 0 <= other_place < len(line):
+                line[place], line[other_place] = line[other_place], line[place]
+                for at, each in zip(sorted(one.queued for one in line), line, strict=True):
+                    connection.execute("UPDATE jobs SET queued = ? WHERE run = ?", (at, each.run))
+            return _found(connection, run)
+
     def remove(self, run: str) -> Path | None:
         """Take a job off the queue and its run's folder into the trash; its new place, or None if it had no folder.
 

@@ -167,3 +167,21 @@ def test_a_queue_that_cannot_be_read_is_a_sentence(workspace: Workspace) -> None
     (workspace.state / "queue.db").write_bytes(b"no database " * 100)
     with pytest.raises(ServiceError, match=r"cannot be used .* move the file away"):
         Queue(workspace)
+
+
+def test_the_line_is_put_in_order(queue: Queue) -> None:
+    """Wrong: a run that was put later still comes first, or one that is at work is moved."""
+    put(queue, "a", "b", "c", "d")
+    queue.claim("a", 0)
+    queue.move("d", sooner=True)
+    queue.move("b", sooner=False)
+    queue.move("d", sooner=True)
+    queue.move("c", sooner=False)
+    assert list(states(queue)) == ["a", "d", "b", "c"]
+    queue.move("d", sooner=True)
+    assert list(states(queue)) == ["a", "d", "b", "c"], "the first of the line stays the first"
+    first = queue.next_waiting()
+    assert first is not None
+    assert first.run == "d"
+    with pytest.raises(RunError, match="does not wait"):
+        queue.move("a", sooner=False)

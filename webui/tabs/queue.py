@@ -7,8 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from diffusion_lora.errors import UserError
-from webui import queueview
+from diffusion_lora.errors import RunError, UserError
+from webui import queueview, who
 from webui.context import Context, Links
 from webui.notices import tell, warn
 from webui.theme import asset
@@ -22,11 +22,20 @@ def queue_tab(context: Context, links: Links) -> None:
     def drawn() -> str:
         return queueview.table(watch.look(), watch.stories, context.workspace, links.thumbnails)
 
+    def log(run: str) -> str:
+        try:
+            if watch.look().job(str(run)) is None:
+                return ""
+            return queueview.log_tail(context.workspace.run_folder(str(run))) or "Nothing was written yet."
+        except UserError as error:
+            return sentence(str(error))
+
     rows = gr.HTML(
         queueview.EMPTY,
         elem_id="queue-list",
         apply_default_css=False,
         js_on_load=asset("queue.js"),
+        server_functions=[log],
     )
     links.pulse.feed(rows, drawn)
     acts: Mapping[str, Callable[[str], Any]] = {
@@ -34,11 +43,18 @@ def queue_tab(context: Context, links: Links) -> None:
         "pause": queue.pause,
         "resume": queue.resume,
         "remove": queue.remove,
+        "sooner": lambda run: queue.move(run, sooner=True),
+        "later": lambda run: queue.move(run, sooner=False),
     }
 
-    def act(event: gr.EventData) -> Any:
-        name, run = str(event.act), str(event.run)
+    def act(event: gr.EventData, request: gr.Request) -> Any:
+        with who.acting_for(request):
+            return acted(str(event.act), str(event.run))
+
+    def acted(name: str, run: str) -> Any:
         try:
+            if watch.look().job(run) is None:
+                raise RunError(f"there is no run {run!r} in the queue (any more)")
             acts[name](run)
         except UserError as error:
             warn(sentence(str(error)))
