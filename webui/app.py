@@ -24,7 +24,7 @@ from diffusion_lora.workspace import Workspace
 from webui import sets
 from webui.context import Context
 from webui.engine import EngineClient
-from webui.files import Thumbnails, picture_routes
+from webui.files import Thumbnails, picture_routes, report_routes
 from webui.library import Library
 from webui.refusals import open_log
 from webui.uploads import Sieve, upload_routes
@@ -104,10 +104,11 @@ def build(
         open_adapter = gr.Textbox(visible="hidden", elem_id="open-adapter")
         shown_run = gr.Textbox(visible="hidden", elem_id="shown-run")
         train_on = gr.Textbox(visible="hidden", elem_id="train-on")
+        like = gr.Textbox(visible="hidden", elem_id="train-like")
         first = "start" if startview.is_fresh(context.workspace) else "train"
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap", selected=first) as tabs:
             small = thumbnails or Thumbnails(context.workspace)
-            links = Links(tabs, open_adapter, shown_run, train_on, pulse, watch, small)
+            links = Links(tabs, open_adapter, shown_run, train_on, like, pulse, watch, small)
             with gr.Tab("Start", id="start", elem_id="start"):
                 start_tab(links)
             with gr.Tab("Dataset", id="dataset", elem_id="dataset"):
@@ -143,6 +144,7 @@ def application(
     app.include_router(style_route())
     app.include_router(picture_routes(context.workspace, thumbnails))
     app.include_router(upload_routes(context.workspace, library))
+    app.include_router(report_routes(context.workspace))
     gr.mount_gradio_app(
         app,
         build(context, watch, thumbnails, library),

@@ -39,13 +39,14 @@ class Links:
     page's one timer: `pulse.feed(component, read)` shows each second what `read` returns, sent only when it changed.
     `watch` is the one look at engine, worker and queue that all browsers share. `shown_run` is another hidden field:
     the run that the Train tab shows, empty for the one under way or the newest. `train_on`: the folder of the set that
-    Train is to take. `thumbnails` gives small copies.
+    Train is to take; `like`: the LoRA whose settings it is to take. `thumbnails` gives small copies.
     """
 
     tabs: gr.Tabs
     open_adapter: gr.Textbox
     shown_run: gr.Textbox
     train_on: gr.Textbox
+    like: gr.Textbox
     pulse: Pulse
     watch: Watch
     thumbnails: Thumbnails

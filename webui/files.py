@@ -1,7 +1,8 @@
-"""Pictures over HTTP: the two routes of our own, and nothing but pictures through them.
+"""Pictures over HTTP, and reports of runs: the routes of our own that send something out.
 
     /workspace/{area}/{path}    a picture of the workspace itself: pictures/, datasets/, loras/, previews of runs
     /thumbnail/{key}            a small copy of a picture the page has shown, wherever that lies
+    /report/{run}               what is told of a run, made anew each time
 
 The first never leaves its area, not by `..`, not by a link. The second knows only keys that this page has handed out,
 or small copies that lie in the workspace already, so that pictures of a person's own folder need no open door.
@@ -17,13 +18,15 @@ from pathlib import Path
 from urllib.parse import quote
 
 from fastapi import APIRouter, HTTPException, Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
 
-from diffusion_lora.errors import DatasetError
+from diffusion_lora.errors import DatasetError, UserError
 from diffusion_lora.images import SUFFIXES, open_image
+from diffusion_lora.run import Run
 from diffusion_lora.workspace import Workspace
 from webui import who
 from webui.owners import may_see_run
+from webui.words import sentence
 
 _AREAS = ("pictures", "datasets", "loras", "runs")
 _OF_A_RUN = ("previews", "pictures")
@@ -124,6 +127,25 @@ def picture_routes(workspace: Workspace, thumbnails: Thumbnails) -> APIRouter:
 
     return router
 
+
+
+def report_routes(workspace: Workspace) -> APIRouter:
+    """The report of a run, as one page without scripts."""
+    router = APIRouter()
+
+    @router.get("/report/{name}")
+    def report(name: str) -> Response:
+        from diffusion_lora.faces.run_report import run_report
+
+        try:
+            folder = workspace.run_folder(name)
+            if not may_see_run(folder, who.is_asking()):
+                raise HTTPException(404, "There is no such run.")
+            return HTMLResponse(run_report(Run.open(folder)), headers={"Cache-Control": "no-store"})
+        except UserError as error:
+            return PlainTextResponse(f"{sentence(str(error))}\n", 404)
+
+    return router
 
 
 def _inside(workspace: Workspace, area: str, path: str) -> Path | None:

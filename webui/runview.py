@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+from urllib.parse import quote
 
 from diffusion_lora.workspace import Workspace
 from webui.files import picture_url
@@ -34,9 +35,10 @@ def figures(story: Story | None) -> str:
     share = story.began.get("share")
     adapter = f"rank {story.config.lora.rank}, alpha {story.config.lora.alpha:g}"
     under = adapter + (f", {share:g}% of the base" if share else "")
+    report = f' <a href="report/{quote(story.name)}" target="_blank" rel="noopener">Report</a>' if story.losses else ""
     return (
         f'<div class="figures" data-state="{story.state}"><div class="run-name"><h2 title="{escape(story.name)}">'
-        f"{escape(story.name)}</h2><span>{escape(under)}</span></div>{drawn}</div>"
+        f"{escape(story.name)}</h2><span>{escape(under)}{report}</span></div>{drawn}</div>"
     )
 
 

@@ -62,6 +62,11 @@ def form_note(found: PictureSet, problem: str = "") -> str:
     return ""
 
 
+def told(kind: str, text: str) -> str:
+    """A sentence over the main button that is no mistake; `kind` colours its dot (good, careful, or nothing)."""
+    return _note(kind, text)
+
+
 def words(known: Words) -> str:
     """What may be said to pocket, and what it is."""
     kinds = (

@@ -182,3 +182,20 @@ START: Texts = {
     "waiting": "{count} in the queue",
     "idle": "nothing queued",
 }
+
+SETTINGS: Texts = {
+    "find": "Find a setting",
+    "usual": "as the preset has it",
+}
+
+TRAIN: Texts = {
+    "advise": "What rank do these pictures ask for?",
+    "advising": "Looking at the first gradients on these pictures ...",
+    "check": "Check first",
+    "checking": "A few real steps are being taken ...",
+    "extend": "Train longer",
+    "extended": "It goes on to step {steps}.",
+    "again": "Use its settings",
+    "report": "Report",
+    "liked": "Filled in from {name}.",
+}

@@ -28,6 +28,22 @@
     },
   });
 
+  // A LoRA dropped on the Train form: it goes into the library, and the form takes its settings.
+  const is_lora = (event) => [...(event.dataTransfer?.types || [])].includes("Files") && event.target.closest?.("#train-form");
+  document.addEventListener("dragover", (event) => { if (is_lora(event)) event.preventDefault(); });
+  document.addEventListener("drop", async (event) => {
+    const file = is_lora(event) && [...event.dataTransfer.files].find((one) => one.name.endsWith(".safetensors"));
+    if (!file) return;
+    event.preventDefault();
+    const place = document.querySelector("#train-note .form-note span") || document.querySelector("#train-note");
+    const answer = await fetch(`upload/lora?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file })
+      .then((reply) => reply.json(), () => ({ problem: "The page does not answer: start it again." }));
+    if (answer.problem) return void (place.textContent = answer.problem);
+    const field = document.querySelector("#train-like textarea, #train-like input");
+    field.value = answer.name;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+  });
+
   document.addEventListener("click", (event) => {
     if (event.target.closest('[data-act="theme"]')) {
       desk.theme(document.body.classList.contains("dark") ? "light" : "dark");

@@ -37,8 +37,12 @@ def library_tab(context: Context, links: Links, library: Library) -> None:
     def put(event: gr.EventData) -> tuple[str, Any]:
         return _name(event), gr.Tabs(selected="generate")
 
+    def like(event: gr.EventData) -> tuple[str, Any]:
+        return _name(event), gr.Tabs(selected="train")
+
     settings: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     shelf.select(put, None, [links.open_adapter, links.tabs], **settings)
+    shelf.like(like, None, [links.like, links.tabs], **settings)
 
 
 def _name(event: gr.EventData) -> str:

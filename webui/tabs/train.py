@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,13 @@ from diffusion_lora.families.pocket.words import pocket_words
 from diffusion_lora.inbox import ask
 from diffusion_lora.run import Run
 from diffusion_lora.workspace import Workspace, check_name
-from webui import runview, sets, setview, who
+from webui import runview, sets, settings, setview, trainhelp, who
+from webui.component import component
 from webui.context import Context, Links
 from webui.notices import tell, warn
 from webui.owners import note_owner
 from webui.runs import Story
+from webui.texts import SETTINGS, TRAIN
 from webui.theme import asset
 from webui.words import count, duration, sentence
 
@@ -59,6 +61,8 @@ class Form:
     batch_size: float | None
     lr: float | None
     seed: float | None
+    more: dict[str, Any] | None
+    """The settings beyond these: {"changed": {key: text}}."""
 
 
 def train_tab(context: Context, links: Links) -> None:
@@ -120,7 +124,10 @@ def train_tab(context: Context, links: Links) -> None:
             rank = gr.Radio(
                 list(_RANKS), value=first.lora.rank, label="Rank", elem_id="train-rank", elem_classes="segments"
             )
-            with gr.Accordion("Advanced: previews, batch, learning rate", open=False, elem_classes="fold"):
+            with gr.Row(elem_id="train-advice"):
+                advice = gr.HTML("", elem_id="train-advice-told", apply_default_css=False)
+                advise = gr.Button(TRAIN["advise"], size="sm", elem_classes="link", scale=0, elem_id="train-advise")
+            with gr.Accordion("Advanced", open=False, elem_classes="fold", elem_id="train-advanced"):
                 with gr.Row():
                     # Not number fields: Gradio shows an empty one as 0, which would mean never.
                     preview_every = gr.Textbox(
@@ -133,13 +140,22 @@ def train_tab(context: Context, links: Links) -> None:
                     batch_size = gr.Number(first.train.batch_size, label="Pictures a step", precision=0, min_width=80)
                     lr = gr.Number(first.optimizer.lr, label="Learning rate", step=0.0001, min_width=80)
                     seed = gr.Number(first.train.seed, label="Seed", precision=0, min_width=80)
+                more = component(
+                    "settings",
+                    {"changed": {}, "preset": settings.values_of(first)},
+                    elem_id="train-more",
+                    declared=settings.declared(),
+                    texts=dict(SETTINGS),
+                )
             with gr.Accordion(
                 "Words that pocket knows", open=False, elem_classes="fold", elem_id="train-words"
             ) as words:
                 gr.HTML(setview.words(pocket_words()), apply_default_css=False)
             with gr.Column(elem_id="train-go"):
                 note = gr.HTML(setview.form_note(start), elem_id="train-note", apply_default_css=False)
-                go = gr.Button("Train", variant="primary", elem_id="train-start")
+                with gr.Row():
+                    go = gr.Button("Train", variant="primary", elem_id="train-start", scale=2)
+                    check = gr.Button(TRAIN["check"], elem_id="train-check", min_width=90)
                 with gr.Row(elem_id="train-copies"):
                     as_command = gr.Button("Copy as command", size="sm", elem_classes="quiet", min_width=80)
                     as_toml = gr.Button("Copy as TOML", size="sm", elem_classes="quiet", min_width=80)
@@ -157,6 +173,12 @@ def train_tab(context: Context, links: Links) -> None:
                         )
                         stop = gr.Button(
                             "Stop and save", size="md", visible=False, scale=0, min_width=0, elem_id="train-stop"
+                        )
+                        again = gr.Button(
+                            TRAIN["again"], size="md", visible=False, scale=0, min_width=0, elem_id="train-again"
+                        )
+                        longer = gr.Button(
+                            TRAIN["extend"], size="md", visible=False, scale=0, min_width=0, elem_id="train-extend"
                         )
                         resume = gr.Button(
                             "Resume", size="md", visible=False, scale=0, min_width=0, elem_id="train-resume"
@@ -195,7 +217,9 @@ def train_tab(context: Context, links: Links) -> None:
     # What the form filled in by itself: only that is replaced when another set is chosen.
     suggested = gr.State((first.output.name, first.output.trigger_word or ""))
     to_copy = gr.Textbox(visible="hidden")
-    form = [base, dataset, kind, name, trigger, rank, steps, preview_every, checkpoint_every, batch_size, lr, seed]
+    form = [
+        base, dataset, kind, name, trigger, rank, steps, preview_every, checkpoint_every, batch_size, lr, seed, more,
+    ]  # fmt: skip
     assert len(form) == len(fields(Form))
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     telling: dict[str, Any] = {**quick, "queue": True, "concurrency_limit": None}
@@ -209,7 +233,7 @@ def train_tab(context: Context, links: Links) -> None:
 
     base.change(choose_base, [base, kind], [kind, words], **quick)
 
-    def choose_preset(chosen: str, folder: str) -> list[Any]:
+    def choose_preset(chosen: str, folder: str, kept: dict[str, Any] | None) -> list[Any]:
         config = _preset(chosen)
         shown = sets.open_set(folder)
         other = sets.open_set(config.dataset.path)
@@ -220,9 +244,10 @@ def train_tab(context: Context, links: Links) -> None:
             config.train.steps,
             config.train.batch_size,
             config.optimizer.lr,
+            {"changed": (kept or {}).get("changed", {}), "preset": settings.values_of(config)},
         ]
 
-    kind.change(choose_preset, [kind, dataset], [dataset, rank, steps, batch_size, lr], **quick)
+    kind.change(choose_preset, [kind, dataset, more], [dataset, rank, steps, batch_size, lr, more], **quick)
 
     def choose_set(folder: str, preset: str, name: str, trigger: str, before: tuple[str, str]) -> list[Any]:
         found = sets.open_set(folder)
@@ -295,6 +320,58 @@ def train_tab(context: Context, links: Links) -> None:
     back.click(to_run, None, [view, run_view, captions_view], **quick)
     links.shown_run.change(to_run, None, [view, run_view, captions_view], **quick)
 
+    # --- before it is begun -------------------------------------------------------------------------------------------
+
+    def ask_rank(folder: str, base: str) -> Iterator[tuple[Any, Any]]:
+        yield setview.hint(TRAIN["advising"]), gr.skip()
+        try:
+            found, told = trainhelp.rank_advice(context.workspace, str(sets.open_set(folder).folder), base or "pocket")
+        except UserError as error:
+            yield setview.hint(sentence(str(error))), gr.skip()
+            return
+        yield setview.hint(told), min(_RANKS, key=lambda offered: (offered < found, offered))
+
+    advise.click(ask_rank, [dataset, base], [advice, rank], **telling)
+
+    def check_first(*values: Any) -> Iterator[str]:
+        found = sets.open_set(str(values[1] or ""))
+        yield setview.told("", TRAIN["checking"])
+        try:
+            yield setview.told("good", trainhelp.preflight(context.workspace, _settle(context, Form(*values))))
+        except UserError as error:
+            yield setview.form_note(found, sentence(str(error)))
+
+    check.click(check_first, form, note, **telling)
+
+    def filled(config: TrainConfig, preset: str) -> list[Any]:
+        """The form's fields as a configuration has them: in the order of `form`, but for base, set and preset."""
+        more_of = {"changed": settings.changes(_preset(preset), config), "preset": settings.values_of(_preset(preset))}
+        return [
+            context.workspace.free_run_name(config.output.name),
+            config.output.trigger_word or "",
+            config.lora.rank if config.lora.rank in _RANKS else gr.skip(),
+            config.train.steps,
+            str(config.preview.every) if config.preview.every else "",
+            str(config.checkpoint.every) if config.checkpoint.every else "",
+            config.train.batch_size,
+            config.optimizer.lr,
+            config.train.seed,
+            more_of,
+        ]
+
+    def like(lora: str, folder: str, base: str, preset: str) -> list[Any]:
+        if not lora:
+            return [gr.skip()] * (len(form) - 1)
+        found = sets.open_set(folder)
+        try:
+            config, lost = trainhelp.config_like(context.workspace, lora, str(found.folder), base or "pocket")
+        except UserError as error:
+            return ["", setview.form_note(found, sentence(str(error))), *[gr.skip()] * (len(form) - 3)]
+        told = " ".join([TRAIN["liked"].format(name=lora), *(sentence(line) for line in lost[:4])])
+        return ["", setview.told("good", told), *filled(config, preset)]
+
+    links.like.change(like, [links.like, dataset, base, kind], [links.like, note, *form[3:]], **telling)
+
     # --- starting -----------------------------------------------------------------------------------------------------
 
     def start_run(request: gr.Request, shown: str, *values: Any) -> list[Any]:
@@ -355,12 +432,23 @@ def train_tab(context: Context, links: Links) -> None:
 
         return do
 
+    def use_settings(run: str, preset: str) -> list[Any]:
+        story = links.watch.story(run)
+        return [gr.skip()] * (len(form) - 3) if story is None else filled(story.config, preset)
+
+    again.click(use_settings, [links.shown_run, kind], form[3:], **quick)
+
+    def extend_run(run: str) -> None:
+        trainhelp.extend(context.workspace, run)
+        context.queue.resume(run)
+
     queue, runs = context.queue, context.workspace.run_folder
     for button, act, told in (
         (stop, queue.cancel, "it saves after this step, and stops."),
         (pause, queue.pause, "it saves after this step, and lets go of the device."),
         (resume, queue.resume, ""),
         (sample, lambda run: ask(runs(run), "sample"), "pictures come after this step."),
+        (longer, extend_run, "it goes on for half as long again."),
     ):
         button.click(acting(act, told), links.shown_run, None, **telling)
 
@@ -386,13 +474,13 @@ def train_tab(context: Context, links: Links) -> None:
 
         return read
 
-    for component, draw in (
+    for part, draw in (
         (head, runview.figures),
         (chart, runview.chart),
         (health, runview.health),
         (previews, lambda story: runview.previews(story, context.workspace)),
     ):
-        links.pulse.feed(component, story_of(draw), [links.shown_run])
+        links.pulse.feed(part, story_of(draw), [links.shown_run])
     running = "running"
     for button, allowed, label in (
         (sample, lambda story: story.state == running and bool(story.config.preview.prompts), lambda _: "Sample now"),
@@ -403,6 +491,8 @@ def train_tab(context: Context, links: Links) -> None:
             lambda story: "Stop and save" if story.state == running else "Cancel",
         ),
         (resume, lambda story: story.state in ("paused", "stopped", "failed"), runview.resume_label),
+        (longer, lambda story: story.state == "done", lambda _: TRAIN["extend"]),
+        (again, lambda story: not story.is_under_way, lambda _: TRAIN["again"]),
         (open_it, lambda story: story.adapter is not None, lambda _: "Open in Generate"),
     ):
         links.pulse.feed(button, shown_when(allowed, label), [links.shown_run])
@@ -482,7 +572,8 @@ def _settle(context: Context, form: Form) -> TrainConfig:
     }
     tables = {table: getattr(preset, table).model_copy(update=update) for table, update in changed.items()}
     # Through text and back: whatever the fields held, what is written into the folder is a configuration.
-    return parse_train_config(to_toml(preset.model_copy(update=tables)), source="the form")
+    text, beyond = to_toml(preset.model_copy(update=tables)), settings.overrides((form.more or {}).get("changed"))
+    return parse_train_config(text, source="the form", overrides=beyond)
 
 
 def _named(config: TrainConfig, name: str) -> TrainConfig:
