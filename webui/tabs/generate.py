@@ -25,12 +25,13 @@ from diffusion_lora.generate.wire import Drawn, Start, Step
 from diffusion_lora.layouts.layout import layout_named
 from diffusion_lora.lora.card import Card
 from diffusion_lora.run import Run
-from webui import desk, stage, who
+from webui import desk, desks, stage, who
 from webui.component import component
 from webui.context import Context, Links
 from webui.desk import Form
 from webui.files import Thumbnails, picture_url
 from webui.gallery import Film, newest, picture_named, thumb
+from webui.notices import tell
 from webui.owners import pictures_of
 
 _SECONDS_BETWEEN_STEPS = 0.1
@@ -223,6 +224,24 @@ class _Generate:
         entries.append(desk.strip(desk.Channel(name), cards.get(name), self._thumb(name)))
         return ["", prompt if (prompt or "").strip() else self._first_prompt(name, cards), entries]
 
+    def save_desk(self, name: str, state: Any) -> tuple[Any, Any]:
+        """Keep the desk under a name."""
+        try:
+            kept = desks.save(self._workspace, name or "", state)
+        except UserError as error:
+            return gr.skip(), stage.trouble(str(error))
+        tell(f"The desk is kept as {kept}.")
+        return gr.Dropdown(desks.names(self._workspace), value=kept), gr.skip()
+
+    def load_desk(self, name: str) -> tuple[Any, Any]:
+        """Put a saved desk in the place of the present one."""
+        cards = {card.name: card for card in self._context.engine.adapters()}
+        try:
+            channels = desk.channels_of(desks.load(self._workspace, name or ""))
+        except UserError as error:
+            return gr.skip(), stage.trouble(str(error))
+        return [desk.strip(one, cards.get(one.name), self._thumb(one.name)) for one in channels], gr.skip()
+
     def _first_prompt(self, name: str, cards: dict[str, Card]) -> str:
         """What the run of this LoRA drew its previews with, else the trigger word."""
         try:
@@ -290,6 +309,13 @@ def generate_tab(context: Context, links: Links) -> None:
                 with gr.Column(elem_id="seed-place", min_width=60, scale=2):
                     seed = gr.Textbox(label="Seed", placeholder="any", max_lines=1, elem_id="seed")
                     roll = gr.Button("Roll", elem_id="seed-roll", elem_classes="quiet", size="sm")
+            with gr.Accordion("Saved desks", open=False, elem_classes="fold", elem_id="desks"):
+                desk_name = gr.Dropdown(
+                    desks.names(context.workspace), label="Name", allow_custom_value=True, elem_id="desk-name"
+                )
+                with gr.Row():
+                    keep = gr.Button("Save this desk", size="sm", min_width=90, elem_id="desk-save")
+                    fetch = gr.Button("Open it", size="sm", min_width=90, elem_id="desk-open")
             drop = gr.File(
                 label="Drop a picture here", type="filepath", elem_id="drop-settings", show_label=False, height=46
             )
@@ -310,6 +336,8 @@ def generate_tab(context: Context, links: Links) -> None:
 
     roll.click(None, None, seed, js=_ROLL, **_SILENT)
     copy.click(page.command, [*form, strips], [line, shown], **_SILENT).then(None, line, None, js=_COPY, **_SILENT)
+    keep.click(page.save_desk, [desk_name, strips], [desk_name, shown], **_SILENT)
+    fetch.click(page.load_desk, desk_name, [strips, shown], **_SILENT)
     strip.select(page.select, None, shown, **_SILENT)
     shown.restore(page.restore, None, [*form, strips, shown], **_SILENT)
     drop.upload(page.drop, drop, [drop, *form, strips, shown], **_SILENT)
