@@ -18,7 +18,7 @@ class Person:
         self.page = page
 
     def go_to(self, tab: str) -> None:
-        """Turn to train, generate or queue."""
+        """Turn to start, dataset, train, generate, library or queue."""
         self.page.locator(f"#{tab}-button").click()
         expect(self.page.locator(f"#{tab}")).to_be_visible()
 

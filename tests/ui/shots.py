@@ -67,6 +67,14 @@ def _take(desk: DeskProcess, out: Path, steps: int) -> None:
         page.locator("#stage figure").nth(4).click()
         _shoot(person, "generate", out)
 
+        person.go_to("library")
+        page.locator("[data-lora=blueprint]").click()
+        expect(page.locator("#library-shelf .spectrum rect").first).to_be_visible()
+        _shoot(person, "library", out)
+        person.go_to("dataset")
+        expect(page.locator("#dataset-desk .problems .dot.good")).to_be_visible()
+        _shoot(person, "dataset", out)
+
         person.go_to("train")
         length = max(steps // 2, 20)
         person.fill_training("blueprint at work", steps=length)
