@@ -48,7 +48,7 @@ def overrides(changed: Mapping[str, Any] | None) -> list[str]:
 
 def _fields() -> Iterator[tuple[str, Any, str]]:
     for key, table, leaf in _keys():
-        field = TrainConfig.model_fields[table].annotation.model_fields[leaf]  # type: ignore[union-attr]
+        field = getattr(TrainConfig.model_fields[table].annotation, "model_fields", {})[leaf]
         yield key, field.annotation, field.description or ""
 
 
