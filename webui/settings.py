@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args, get_origin
 from diffusion_lora.config import TrainConfig, allowed_values, setting_differences
 
 _OF_THE_FORM = frozenset((
-    "model.base", "dataset.path", "lora.rank", "train.steps", "train.batch_size", "train.seed", "train.device",
-    "optimizer.lr", "checkpoint.every", "preview.every", "output.name", "output.trigger_word",
+    "model.base", "dataset.path", "dataset.sources", "lora.rank", "train.steps", "train.batch_size", "train.seed",
+    "train.device", "optimizer.lr", "checkpoint.every", "preview.every", "output.name", "output.trigger_word",
 ))  # fmt: skip
 """What has a field of its own, and would be said twice."""
 

@@ -273,7 +273,7 @@ def train_tab(context: Context, links: Links) -> None:
     shows_set = [thumbs, captions_title, cards, note, kind, name, trigger, suggested]
     dataset.change(choose_set, chosen_set, shows_set, **quick)
 
-    def train_on(folder: str) -> tuple[str, Any]:
+    def train_on(folder: str) -> tuple[Any, Any]:
         if not folder:
             return gr.skip(), gr.skip()
         return "", gr.Dropdown(sets.choices(context.workspace), value=folder)
