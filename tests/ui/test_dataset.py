@@ -95,11 +95,11 @@ def test_a_caption_finds_its_picture_in_either_order(tmp_path: Path) -> None:
     assert captions(folder) == {"x": "caption 1"}
 
 
-def zipped(**files: bytes) -> bytes:
+def zipped(files: dict[str, bytes]) -> bytes:
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
-            archive.writestr(name.replace("__", "/").replace("_dot_", "."), data)
+            archive.writestr(name, data)
     return held.getvalue()
 
 
@@ -112,8 +112,8 @@ def picture() -> bytes:
 def test_uploads_that_are_no_pictures_are_refused_and_noted(desk: DeskProcess) -> None:
     port = desk.port
     html, svg = b"<html><script>alert(1)</script>", b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"
-    bomb = zipped(a_dot_png=b"\0" * 50_000_000)
-    slip = zipped(_dot__dot___evil_dot_png=picture())
+    bomb = zipped({"a.png": b"\0" * 20_000_000})
+    slip = zipped({"../../evil.png": picture()})
     for path, body, status in (
         ("picture?name=a.svg", svg, 415), ("picture?name=a.html", html, 415), ("picture?name=a.png", html, 422),
         ("picture?name=a.png", svg, 422), ("picture?name=a.txt", b"\xff\xfe\x00", 422), ("zip?name=a.zip", bomb, 422),
