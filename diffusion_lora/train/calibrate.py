@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_lora.diffusion.sampler import ddim
 from diffusion_lora.diffusion.schedule import NoiseSchedule
@@ -214,7 +214,9 @@ class _Bench:
     def _features(self, latents: Tensor) -> Tensor:
         """[pictures, timesteps, channels, places], by the model as it now is."""
         found: list[Tensor] = []
-        seen = self._model.unet.mid_block.register_forward_hook(lambda module, given, out: found.append(out.float()))
+        middle = self._model.unet.mid_block
+        assert isinstance(middle, nn.Module)
+        seen = middle.register_forward_hook(lambda module, given, out: found.append(out.float()))
         try:
             parts = []
             for number, share in enumerate(_FEATURES_AT):

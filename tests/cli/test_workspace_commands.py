@@ -11,9 +11,10 @@ from diffusion_lora.adapter_commands import app as adapter_app
 from diffusion_lora.cli import _found
 from diffusion_lora.errors import BaseModelError, WorkspaceError
 from diffusion_lora.families.source import locate
+from diffusion_lora.generate.infotext import request_fields
 from diffusion_lora.generate.request import Request, parse_lora_argument
 from diffusion_lora.lora.adapter import Adapter, LowRank, write_adapter
-from diffusion_lora.serve.app import _in_workspace
+from diffusion_lora.serve.asked import Generate, read
 from diffusion_lora.workspace import Workspace
 from diffusion_lora.workspace_commands import app
 
@@ -66,8 +67,8 @@ def test_a_name_stands_wherever_a_file_can(webui: Path) -> None:
     compared = CliRunner().invoke(adapter_app, ["compare", "ink:0.5", "ink", "--json"])
     assert compared.exit_code == 0, compared.exception
     assert _found(parse_lora_argument("ink:0.8")).path == path
-    order = Request("x", loras=(parse_lora_argument("ink:0.8"),))
-    assert _in_workspace(Workspace.at(), order).loras[0].path == path
+    order = request_fields(Request("x", loras=(parse_lora_argument("ink:0.8"),)))
+    assert read(Generate, {"requests": [order]}, Workspace.at()).requests[0].loras[0].path == path
     missing = CliRunner().invoke(adapter_app, ["info", "inc"])
     assert isinstance(missing.exception, WorkspaceError)
     assert "did you mean ink?" in str(missing.exception)

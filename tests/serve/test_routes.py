@@ -48,7 +48,7 @@ def test_every_route_is_described(http: httpx.Client) -> None:
     assert len(schemas["Event"]["oneOf"]) == 10
     for found in json.dumps(document).split('"#/components/schemas/')[1:]:
         assert found.partition('"')[0] in schemas
-    assert httpx.get(f"{http.base_url}openapi.json", trust_env=False).status_code == 401
+    assert httpx.get(http.base_url.join("/openapi.json"), trust_env=False).status_code == 401
 
 
 def test_a_picture_is_drawn_from_a_picture(http: httpx.Client, engine: Any) -> None:

@@ -36,7 +36,9 @@ def at_step(step: int, do: Callable[[], object]) -> Callable[[Event], None]:
 
 
 def kinds(run: Run) -> list[str]:
-    return [event["kind"] for event in read_events(run.folder, current=False) if event["kind"] != "step"]
+    """What happened, but for steps, and for notes, which differ from machine to machine (a processor without bf16)."""
+    events = read_events(run.folder, current=False)
+    return [event["kind"] for event in events if event["kind"] not in ("step", "note")]
 
 
 def losses(run: Run) -> list[tuple[int, float]]:

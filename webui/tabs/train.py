@@ -415,7 +415,7 @@ def train_tab(context: Context, links: Links) -> None:
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
-    def acting(act: Callable[[str], Any], told: str) -> Callable[[str], None]:
+    def acting(act: Callable[[str], Any], told: str) -> Callable[[str, gr.Request], None]:
         def do(run: str, request: gr.Request) -> None:
             with who.acting_for(request):
                 story = links.watch.story(run)

@@ -232,12 +232,13 @@ def part_style(session: Session) -> None:
 
 def part_captioned(session: Session) -> None:
     style, seed = session.styles[0], session.seeds[0]
-    reports = {}
+    reports: dict[str, dict[str, float]] = {}
+    details = session.details["captioned"] = {}
     for name, adapter in (("true", session.style(style, seed)), ("own", session.captioned(style, seed))):
         report, pictures = judged.judge_style(session.studio, session.lora_prompts, style, adapter.at(1), FULL)
         session.keep(f"captioned-{name}", pictures)
-        reports[name] = {"adapter": as_fact(adapter), **report[1.0]}
-    session.details["captioned"] = reports
+        reports[name] = report[1.0]
+        details[name] = {"adapter": as_fact(adapter), **report[1.0]}
     for name in ("present", "object"):
         share = 100 * reports["own"][name] / reports["true"][name]
         label = f"{style}, on the captioner's words: {name}, of that on true ones"
