@@ -288,12 +288,15 @@ def judge(folder: Path) -> None:
 def report(folder: Path, write: bool) -> None:
     """A row a training, and whether ours is at least as good; `score` is in percent: pictures with style and object
     right, or with the character where its word was said, less those with it where it was not."""
-    rows = []
+    rows, missing = [], []
     for plan in plans(folder):
         told = [folder / place / f"{plan.name}.json" for place in ("runs", "judged")]
         if all(file.exists() for file in told):
             figures, seen = (json.loads(file.read_text()) for file in told)
-            rows.append({**plan._asdict(), **figures, "judged": seen})
+            took = {"steps": figures["steps"], "seconds of steps": figures["seconds"]}
+            rows.append({**plan._asdict(), **took, "judged": seen})
+        else:
+            missing.append(plan.name)
     scores = {(row["who"], row["kind"], row["seconds"]): row["judged"]["score"] for row in rows}
     reached = {}
     print("score, %         ours   theirs")
@@ -310,6 +313,7 @@ def report(folder: Path, write: bool) -> None:
         "rank": RANK, "batch size": BATCH, "pace": json.loads((folder / "pace.json").read_text()),
         "rates tried": json.loads((folder / "rates.json").read_text()),
         "trainings": rows, "at least as good": reached,
+        "not judged": missing,
     }  # fmt: skip
     if write:
         path = CHECKOUT / "bench" / "results" / f"equal-time-{facts['date']}.json"
