@@ -7,7 +7,8 @@ scripts share stands in `assets/parts.js`, before each of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -19,15 +20,24 @@ from webui.words import sentence
 
 
 def component(
-    name: str, value: Any, *, elem_id: str, server: Sequence[Callable[[Any], Any]] = (), **props: Any
+    name: str,
+    value: Any,
+    *,
+    elem_id: str,
+    server: Sequence[Callable[[Any], Any]] = (),
+    facts: Mapping[str, Any] | None = None,
+    **props: Any,
 ) -> gr.HTML:
     """The component of `assets/NAME.html` and `assets/NAME.js`; the script sees `server` functions, which take
-    what it passes as one value, and `props`. A function that raises a UserError answers {"problem": its sentence}."""
+    what it passes as one value, `props`, and `facts`: what never changes, its words above all. Facts are written into
+    the script, for of `props` a component knows nothing but its value when that is set before its tab is first seen.
+    A function that raises a UserError answers {"problem": its sentence}."""
+    known = f"const facts = {json.dumps(dict(facts or {}))};\n"
     return gr.HTML(
         value,
         elem_id=elem_id,
         html_template=asset(f"{name}.html"),
-        js_on_load=asset("parts.js") + asset(f"{name}.js"),
+        js_on_load=asset("parts.js") + known + asset(f"{name}.js"),
         apply_default_css=False,
         server_functions=[_plain(function) for function in server] or None,
         **props,

@@ -4,7 +4,7 @@
 //
 // Event: "train" {folder}.
 
-const t = props.texts;
+const t = facts.texts;
 const q = (selector) => element.querySelector(selector);
 const wall = q(".pictures"), chooser = q(".set"), search = q(".search"), sheet = q(".sheet");
 const AT_ONCE = 240;

@@ -28,6 +28,8 @@ function draw() {
   if (!rows.length) rows.push(line("Pictures land here."));
   if (more) rows.push(line(`${more} older in the pictures folder`));
   const at_start = film.scrollTop < 8 && film.scrollLeft < 8;
+  // A list of choices has choices in it: an empty one is a sentence.
+  film.setAttribute("role", pictures.length ? "listbox" : "group");
   film.replaceChildren(...rows);
   if (at_start) film.scrollTo(0, 0);
   mark();
@@ -36,6 +38,7 @@ function draw() {
 function line(text) {
   const node = document.createElement("p");
   node.textContent = text;
+  node.setAttribute("role", "none");
   return node;
 }
 

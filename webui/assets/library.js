@@ -3,7 +3,7 @@
 //
 // Events: "select" {name} puts one on the desk, "like" {name} trains one like it.
 
-const t = props.texts;
+const t = facts.texts;
 const q = (selector) => element.querySelector(selector);
 const cards = q(".cards"), about = q(".about"), search = q(".search"), families = q(".families");
 let chosen = null, details = null, form = null, family = "", drawn = "";
@@ -55,6 +55,8 @@ function draw() {
       none ? t.none_found_text : filled(t.empty_text, { folder: (props.value || {}).folder || "loras" })));
   }
   const focused = cards.contains(document.activeElement) ? document.activeElement.dataset.lora : null;
+  // A list of choices has choices in it: an empty one is a sentence.
+  cards.setAttribute("role", found.length ? "listbox" : "group");
   cards.replaceChildren(...rows);
   if (focused) cards.querySelector(`[data-lora="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
   if (chosen && !card_of(chosen) && all().length) choose(null);

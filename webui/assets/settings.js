@@ -1,7 +1,7 @@
 // Every setting beyond the form's own fields. props.value holds what was changed, by key; Python sends `preset`, what
 // each would be otherwise, with it.
 
-const t = props.texts;
+const t = facts.texts;
 const rows = element.querySelector(".rows"), find = element.querySelector(".find");
 find.placeholder = t.find;
 find.setAttribute("aria-label", t.find);
@@ -22,7 +22,7 @@ function draw() {
   const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
   let table = "";
   const nodes = [];
-  for (const setting of props.declared) {
+  for (const setting of facts.declared) {
     if (!words.every((word) => `${setting.key} ${setting.help}`.toLowerCase().includes(word))) continue;
     const [head, leaf] = setting.key.split(".");
     if (head !== table) nodes.push(make("h4", {}, table = head));

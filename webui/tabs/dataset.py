@@ -28,7 +28,7 @@ def dataset_tab(context: Context, links: Links, datasets: Datasets) -> None:
         datasets.edit, datasets.undo, datasets.remove, datasets.create, datasets.caption, datasets.preview,
         datasets.stop,
     ]  # fmt: skip
-    desk = component("dataset", None, elem_id="dataset-desk", server=acts, texts=dict(texts.DATASET))
+    desk = component("dataset", None, elem_id="dataset-desk", server=acts, facts={"texts": dict(texts.DATASET)})
     links.pulse.feed(desk, offered)
 
     def train(event: gr.EventData) -> tuple[str, Any]:

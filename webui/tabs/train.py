@@ -144,8 +144,7 @@ def train_tab(context: Context, links: Links) -> None:
                     "settings",
                     {"changed": {}, "preset": settings.values_of(first)},
                     elem_id="train-more",
-                    declared=settings.declared(),
-                    texts=dict(SETTINGS),
+                    facts={"declared": settings.declared(), "texts": dict(SETTINGS)},
                 )
             with gr.Accordion(
                 "Words that pocket knows", open=False, elem_classes="fold", elem_id="train-words"
