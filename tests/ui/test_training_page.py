@@ -61,6 +61,7 @@ def test_uploaded_pictures_become_a_set(person: Person, desk: DeskProcess, tmp_p
         person.button("train-upload").click()
     chooser.value.set_files(sorted(mine.iterdir()))
     expect(person.caption_of("0.png")).to_have_value("a grey cloud")
+    expect(person.page.locator("#train-left-out")).to_contain_text("notes.pdf")
     folder = Path(person.dataset_folder())
     assert folder.parent == desk.workspace / "datasets"
     assert {path.name for path in folder.iterdir()} == {"0.png", "0.txt", "1.png", "1.txt"}

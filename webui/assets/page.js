@@ -44,6 +44,27 @@
     field.dispatchEvent(new Event("input", { bubbles: true }));
   });
 
+  // Pictures to train on, chosen from a folder with other files in it: the server takes none of a bunch in which one is
+  // of another kind, so those stay here, and are named.
+  document.addEventListener("change", (event) => {
+    const button = document.querySelector("#train-upload");
+    const input = event.target;
+    if (!button || input.type !== "file" || !button.parentElement.contains(input)) return;
+    const taken = /\.(png|jpe?g|webp|bmp|gif|tiff?|txt)$/i;
+    const others = [...input.files].filter((file) => !taken.test(file.name));
+    let told = document.querySelector("#train-left-out");
+    if (!told) {
+      told = Object.assign(document.createElement("p"), { id: "train-left-out", className: "told" });
+      told.setAttribute("role", "status");
+      button.parentElement.after(told);
+    }
+    told.textContent = others.length ? `Left out, for only pictures and .txt files are taken: ${others.map((file) => file.name).join(", ")}.` : "";
+    if (!others.length) return;
+    const kept = new DataTransfer();
+    for (const file of input.files) if (!others.includes(file)) kept.items.add(file);
+    input.files = kept.files;
+  }, true);
+
   document.addEventListener("click", (event) => {
     if (event.target.closest('[data-act="theme"]')) {
       desk.theme(document.body.classList.contains("dark") ? "light" : "dark");
