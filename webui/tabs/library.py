@@ -31,7 +31,8 @@ def library_tab(context: Context, links: Links, library: Library) -> None:
         library.details, library.spectrum, library.resize, library.merge, library.convert, library.extract,
         library.compare, library.note, library.rename, library.delete,
     ]  # fmt: skip
-    shelf = component("library", None, elem_id="library-shelf", server=[cards, *acts], facts={"texts": dict(texts.LIBRARY)})
+    words = {"texts": dict(texts.LIBRARY)}
+    shelf = component("library", None, elem_id="library-shelf", server=[cards, *acts], facts=words)
     links.pulse.feed(shelf, cards)
 
     def put(event: gr.EventData) -> tuple[str, Any]:
