@@ -114,7 +114,8 @@ def test_a_folder_that_is_not_there_is_a_sentence(person: Person, desk: DeskProc
 def test_a_run_is_stopped_with_what_it_has_and_resumed(person: Person, desk: DeskProcess) -> None:
     """Stop saves, Resume goes on from there; one that waits meanwhile can be cancelled, and removed into the trash."""
     page, runs = person.page, desk.workspace / "runs"
-    person.fill_training("stopped", steps=12, rank=4)
+    steps = 300  # more than fit into this test, however fast the machine: nothing here waits for the end
+    person.fill_training("stopped", steps=steps, rank=4)
     person.start_training()
     person.fill_training("waiting", steps=5, rank=4)
     person.start_training()
@@ -130,16 +131,17 @@ def test_a_run_is_stopped_with_what_it_has_and_resumed(person: Person, desk: Des
 
     stopped = page.locator("#queue-list [data-run='stopped']")
     stopped.get_by_role("button", name="Show").click()
-    person.wait_for_step(1, 12)
+    person.wait_for_step(1, steps)
     person.button("train-stop").click()
     expect(person.button("train-resume")).to_be_visible()
     saved = [event["step"] for event in read_events(runs / "stopped") if event["kind"] == "checkpoint"][-1]
-    assert 1 <= saved < 12
+    assert 1 <= saved < steps
     assert (runs / "stopped" / "adapter.safetensors").is_file()
     expect(person.button("train-resume")).to_have_text(re.compile(str(saved)))
     person.button("train-resume").click()
-    person.wait_for_step(12, 12)
-    expect(page.locator("#train-open")).to_be_visible()
-    steps = [event["step"] for event in read_events(runs / "stopped") if event["kind"] == "step"]
-    assert steps == list(range(1, 13))
-    assert [path.name for path in (desk.workspace / "loras").iterdir()] == ["stopped.safetensors"]
+    person.wait_for_step(saved + 1, steps)
+    person.button("train-stop").click()
+    expect(person.button("train-resume")).to_be_visible()
+    taken = [event["step"] for event in read_events(runs / "stopped") if event["kind"] == "step"]
+    assert taken == list(range(1, len(taken) + 1)), "a step was taken twice, or lost"
+    assert len(taken) > saved
