@@ -17,6 +17,7 @@ from diffusion_lora.errors import BaseModelError
 from diffusion_lora.families.assemble import load
 from diffusion_lora.families.device import pick_device
 from diffusion_lora.families.model import Conditioning, Family, Model, Sizes
+from diffusion_lora.families.primitives import keep_primitives
 
 __all__ = [
     "Conditioning",
@@ -46,6 +47,7 @@ def load_base(
     `dtype` is fp32, fp16, bf16 or auto: fp16 on CUDA, fp32 elsewhere. Raises BaseModelError when there is no such base,
     it is out of reach, incomplete or of an architecture that is not served, DeviceError when the device is not there.
     """
+    keep_primitives()
     place = pick_device(device)
     if dtype not in (*_DTYPES, "auto"):
         raise BaseModelError(f"the dtype {dtype!r} of the base is unknown; say auto, {', '.join(_DTYPES)}")

@@ -28,8 +28,9 @@ from diffusion_lora.lora.adapter import Adapter
 from diffusion_lora.lora.area import Patch, Setting, Sight, Spread, summed
 from diffusion_lora.lora.deltas import Part, fits, prepare
 from diffusion_lora.lora.fold import Values, folded_values, swap
+from diffusion_lora.lora.gate import Gate
 from diffusion_lora.lora.inject import Site, find_sites, select_sites
-from diffusion_lora.lora.layer import Branch, Gate, LoraLayer, Stack, wrap
+from diffusion_lora.lora.layer import Branch, LoraLayer, Stack, wrap
 from diffusion_lora.lora.trainable import PLAIN, Recipe, TrainableAdapter, new_trainable
 from diffusion_lora.lora.unet_blocks import BASE, block_factors, block_names, blocks_apart
 from diffusion_lora.lora.weights import Full

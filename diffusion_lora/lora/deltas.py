@@ -23,7 +23,8 @@ from torch import Tensor
 
 from diffusion_lora.lora.dropout import LayerDropout
 from diffusion_lora.lora.formats.forms import magnitude_axis
-from diffusion_lora.lora.layer import Gate, LoraLayer, input_of
+from diffusion_lora.lora.gate import Gate
+from diffusion_lora.lora.layer import LoraLayer, input_of
 from diffusion_lora.lora.magnitude import ratio
 from diffusion_lora.lora.weights import Full, LoHa, LoKr, LowRank, Weights
 

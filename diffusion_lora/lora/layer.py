@@ -24,63 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lora.lora.adaptive import Directions
-from diffusion_lora.lora.area import Spread
 from diffusion_lora.lora.dropout import LayerDropout
-
-
-class Gate:
-    """The gate of every layer whose rank rows are laid out alike; setting it once turns all of them.
-
-    `rows` is ``[R]`` or ``[batch, R]``, or None while closed. `unit` tells that all rows are exactly one, so that the
-    multiplication can be left out: training at alpha = rank and strength 1 is the everyday case. `spread` is there when
-    the gate differs from place to place.
-
-    `lane`, (i, n), restricts it to the i-th of n equal parts of a batch: adapters that are trained side by side see
-    rows of their own. None is the whole batch.
-    """
-
-    __slots__ = ("lane", "rows", "spread", "unit")
-
-    def __init__(self) -> None:
-        self.rows: Tensor | None = None
-        self.unit = False
-        self.lane: tuple[int, int] | None = None
-        self.spread: Spread | None = None
-
-    def close(self) -> None:
-        """Let nothing through: the layers give the base's output bit for bit."""
-        self.rows, self.unit, self.spread = None, False, None
-
-    def open(self, rows: Tensor, *, unit: bool = False, spread: Spread | None = None) -> None:
-        """Let rank row i through times ``rows[..., i]``; `unit` promises that every value is 1; `spread` wins."""
-        self.rows, self.unit, self.spread = rows, unit, spread
-
-    def on_linear(self, hidden: Tensor) -> Tensor:
-        """``[batch, ..., R]`` with its rank rows scaled."""
-        rows = self._rows_for(hidden)
-        if rows is None:
-            return hidden
-        if self.spread is not None:
-            return (hidden * self.spread.on_tokens(hidden.shape[1])).to(hidden.dtype)
-        if rows.ndim == 2 and hidden.ndim > 2:
-            rows = rows.view(rows.shape[0], *(1,) * (hidden.ndim - 2), rows.shape[1])
-        return (hidden * rows).to(hidden.dtype)  # the product in fp32, so that a strength is not rounded to bf16 first
-
-    def on_conv(self, hidden: Tensor) -> Tensor:
-        """``[batch, R, height, width]`` with its rank rows scaled."""
-        rows = self._rows_for(hidden)
-        if rows is None:
-            return hidden
-        if self.spread is not None:
-            return (hidden * self.spread.on_plane((hidden.shape[2], hidden.shape[3]))).to(hidden.dtype)
-        return (hidden * rows[..., None, None]).to(hidden.dtype)
-
-    def _rows_for(self, hidden: Tensor) -> Tensor | None:
-        if self.unit or self.rows is None:
-            return None
-        if self.rows.ndim == 2 and self.rows.shape[0] != hidden.shape[0]:
-            raise ValueError(f"the mix has {self.rows.shape[0]} rows but the batch has {hidden.shape[0]}")
-        return self.rows
+from diffusion_lora.lora.gate import Gate, factors_of_lanes
 
 
 class Branch(Protocol):
@@ -127,14 +72,35 @@ class LoraLayer(nn.Module):
         return self._side_by_side(x, y, in_lanes) if in_lanes else y
 
     def _side_by_side(self, x: Tensor, y: Tensor, in_lanes: Sequence[tuple[int, int, Branch]]) -> Tensor:
-        """Every part of the batch through its own branch: no arithmetic is spent on the zeros of the others."""
+        """Every part of the batch through its own branch."""
         lanes = in_lanes[0][1]
         if len(x) % lanes:
             raise ValueError(f"a batch of {len(x)} rows does not fall into {lanes} equal parts")
+        if (change := self._in_one(x, in_lanes)) is not None:
+            return y + change.to(y.dtype)
         xs, ys = x.chunk(lanes), list(y.chunk(lanes))
         for lane, _, branch in in_lanes:
             ys[lane] = ys[lane] + branch(self, xs[lane], ys[lane]).to(y.dtype)
         return torch.cat(ys)
+
+    def _in_one(self, x: Tensor, in_lanes: Sequence[tuple[int, int, Branch]]) -> Tensor | None:
+        """The change of all parts by one product that keeps them apart, lower ranks filled up with zeros: a small layer
+        takes longer to be called than to compute. None where a branch is missing or more than its two matrices.
+
+        What is not finite in one part stays there, forward and backward.
+        """
+        stacks = [branch for _, _, branch in in_lanes if isinstance(branch, Stack) and branch.is_plain]
+        if len(stacks) < in_lanes[0][1] or [lane for lane, _, _ in in_lanes] != list(range(len(stacks))):
+            return None
+        width = max(len(stack.down) for stack in stacks)
+        down = _filled([stack.down for stack in stacks], width, 0)
+        up = _filled([stack.up for stack in stacks], width, 1)
+        return self.apart(input_of(x, down), down, up, factors_of_lanes([stack.gate for stack in stacks], width))
+
+    def apart(self, x: Tensor, down: Tensor, up: Tensor, factors: Tensor | None) -> Tensor | None:
+        """n equal parts of the batch, each through its own of ``down [n, r, in(, k, k)]`` and ``up [n, out, r(, 1,
+        1)]``, scaled by ``[n, r]`` in between; None where one by one is as good."""
+        raise NotImplementedError
 
     def transform(self, x: Tensor, weight: Tensor) -> Tensor:
         """x through a weight ``[n, in(, k, k)]`` in place of the base's, without a bias."""
@@ -183,6 +149,12 @@ class LoraLinear(LoraLayer):
     def along_channels(self, values: Tensor) -> Tensor:
         return values
 
+    def apart(self, x: Tensor, down: Tensor, up: Tensor, factors: Tensor | None) -> Tensor | None:
+        hidden = torch.bmm(x.reshape(len(down), -1, x.shape[-1]), down.transpose(1, 2))
+        if factors is not None:
+            hidden = (hidden * factors[:, None, :]).to(hidden.dtype)
+        return torch.bmm(hidden, up.transpose(1, 2)).view(*x.shape[:-1], up.shape[1])
+
 
 class LoraConv2d(LoraLayer):
     """`nn.Conv2d` with adapters: the down convolution has the base's kernel, stride, padding and dilation, the up
@@ -201,6 +173,18 @@ class LoraConv2d(LoraLayer):
 
     def along_channels(self, values: Tensor) -> Tensor:
         return values[:, None, None]
+
+    def apart(self, x: Tensor, down: Tensor, up: Tensor, factors: Tensor | None) -> Tensor | None:
+        base, lanes = self.base, len(down)
+        assert isinstance(base, nn.Conv2d)
+        # One row each is a grouped convolution of the same memory; more would have to be moved. A tile is padded apart.
+        if len(x) != lanes or base.padding_mode != "zeros":
+            return None
+        one = x.reshape(1, -1, *x.shape[2:])
+        hidden = F.conv2d(one, down.flatten(0, 1), None, base.stride, base.padding, base.dilation, lanes)
+        if factors is not None:
+            hidden = (hidden * factors.view(1, -1, 1, 1)).to(hidden.dtype)
+        return F.conv2d(hidden, up.flatten(0, 1), groups=lanes).view(lanes, up.shape[1], *hidden.shape[2:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +205,11 @@ class Stack:
     dropout: LayerDropout | None = None
     directions: Directions | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is nothing but its two matrices."""
+        return self.start is None and self.dropout is None and self.directions is None
+
     def __call__(self, layer: LoraLayer, x: Tensor, y: Tensor) -> Tensor:
         x = input_of(x, self.down)
         change = layer.across(self._hidden(layer, x, self.down), self.up)
@@ -236,7 +225,7 @@ class Stack:
         """
         if torch.is_grad_enabled() or layer.channel_axis != -1 or self.gate.rows is None or self.gate.lane is not None:
             return False
-        if y.dtype != self.up.dtype or self.start or self.dropout or self.directions:
+        if y.dtype != self.up.dtype or not self.is_plain:
             return False
         hidden = layer.gated(self.gate, layer.transform(input_of(x, self.down), self.down))
         y.view(-1, y.shape[-1]).addmm_(hidden.view(-1, hidden.shape[-1]), self.up.t())
@@ -300,3 +289,15 @@ def lora_reference(
 def _convolve(base: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     assert isinstance(base, nn.Conv2d)
     return base._conv_forward(x, weight, None)  # which pads as the base does: zeros, or the picture's other side
+
+
+def _filled(weights: Sequence[Tensor], width: int, axis: int) -> Tensor:
+    """Matrices of several ranks stacked, ``[n, ...]``, each filled up with zeros to `width` along its rank axis."""
+    if all(weight.shape[axis] == width for weight in weights):
+        return torch.stack(list(weights))
+    filled = []
+    for weight in weights:
+        room = [0] * (2 * weight.ndim)
+        room[2 * (weight.ndim - axis) - 1] = width - weight.shape[axis]
+        filled.append(F.pad(weight, room))
+    return torch.stack(filled)

@@ -21,9 +21,10 @@ from diffusion_lora.lora.adapter import Adapter
 from diffusion_lora.lora.adaptive import AdaptiveLayer, Directions, RankBudget, Span
 from diffusion_lora.lora.deltas import Decomposed, RankRows
 from diffusion_lora.lora.dropout import Clock, DropoutRates, LayerDropout
+from diffusion_lora.lora.gate import Gate
 from diffusion_lora.lora.initial import gaussian_down, orthogonal_down, principal_factors
 from diffusion_lora.lora.inject import Site
-from diffusion_lora.lora.layer import Branch, Gate, Stack
+from diffusion_lora.lora.layer import Branch, Stack
 from diffusion_lora.lora.magnitude import TrainedMagnitude, squares
 from diffusion_lora.lora.metadata import LayerFacts
 from diffusion_lora.lora.weights import LowRank

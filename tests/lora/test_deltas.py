@@ -11,7 +11,8 @@ from diffusion_lora.errors import AdapterFileError
 from diffusion_lora.lora.adapter import Adapter
 from diffusion_lora.lora.bank import AdapterBank
 from diffusion_lora.lora.deltas import Decomposed, Dense, Fixed, Kronecker, Part, RankRows, fits, prepare
-from diffusion_lora.lora.layer import Gate, Stack
+from diffusion_lora.lora.gate import Gate
+from diffusion_lora.lora.layer import Stack
 from diffusion_lora.lora.weights import Full, LoHa, LoKr, LowRank, Weights
 
 Components = dict[str, nn.Module]

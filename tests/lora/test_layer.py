@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffusion_lora.lora.layer import Gate, LoraConv2d, LoraLayer, LoraLinear, Stack, lora_reference, wrap
+from diffusion_lora.lora.gate import Gate
+from diffusion_lora.lora.layer import LoraConv2d, LoraLayer, LoraLinear, Stack, lora_reference, wrap
 
 BASES = {
     "linear": (lambda: nn.Linear(12, 20), (3, 7, 12)),
