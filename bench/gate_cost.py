@@ -179,7 +179,7 @@ def random_adapter(components: dict[str, nn.Module], targets: str) -> Adapter:
         out, width = site.weight.shape
         down, up = torch.randn(RANK, width) * width**-0.5, torch.randn(out, RANK) * 0.01
         layers[key] = LowRank(down, up, float(RANK))
-    return Adapter(layers)
+    return Adapter(layers, {})
 
 
 if __name__ == "__main__":

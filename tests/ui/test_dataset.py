@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from diffusion_lora.config import shipped
 from diffusion_lora.errors import ConfigError, DatasetError
@@ -127,6 +127,22 @@ def test_uploads_that_are_no_pictures_are_refused_and_noted(desk: DeskProcess) -
     assert not (desk.workspace / "evil.png").exists()
     assert not (desk.workspace.parent / "evil.png").exists()
     assert (desk.workspace / "state" / "page.log").read_text(encoding="utf-8").count("refused 4") >= 10
+
+
+def test_what_is_begun_before_the_first_set_has_come_stays(desk: DeskProcess, open_page: OpenPage) -> None:
+    """Wrong: the answer for the set that opens by itself takes away the line somebody is already typing in."""
+    page = open_page(desk.url).page
+    held: list[Route] = []
+    page.route("**/component_server/**", lambda route: held.append(route))
+    page.reload()
+    Person(page).go_to("dataset")
+    page.locator("#dataset-desk [data-act=new]").click()
+    line = page.locator("#dataset-desk .line input")
+    line.fill("cats")
+    wait_for("the page to ask for the first set", lambda: page.wait_for_timeout(50) or held)
+    page.unroute("**/component_server/**")  # which lets go what was held
+    expect(page.locator("#dataset-desk .card").first).to_be_visible()
+    expect(line).to_have_value("cats")
 
 
 def test_a_person_makes_a_set(desk: DeskProcess, open_page: OpenPage) -> None:

@@ -49,14 +49,15 @@ chooser.addEventListener("change", () => {
 });
 
 async function open(folder, keep = false) {
-  const turn = ++opening;
+  const turn = ++opening, asking = sheet.firstChild;
   const found = await asked(() => server.open(folder));
   if (turn !== opening) return;
   if (!found.problem && !found.there) found.problem = found.empty;
   if (found.problem) { list(); return announce(found.problem, true); }
   const other = found.folder !== set?.folder;
   set = found;
-  if (other && !keep) { filter = new Set(); search.value = ""; limit = AT_ONCE; checked = null; stale = false; crops_shown = false; sheet.replaceChildren(); announce(found.shipped ? t.shipped : ""); }
+  if (other && !keep) { filter = new Set(); search.value = ""; limit = AT_ONCE; checked = null; stale = false; crops_shown = false; announce(found.shipped ? t.shipped : ""); }
+  if (other && !keep && sheet.firstChild === asking) sheet.replaceChildren();  // what was begun meanwhile stays
   tokens = new Map();
   list();
   draw();
