@@ -57,7 +57,7 @@ def main() -> None:
     quiet()
     warnings.simplefilter("ignore")
     if args.part == "step":
-        name, found = "gate-cost", step(args.pairs, args.side)
+        name, found = f"gate-cost-{args.side}", step(args.pairs, args.side)
     else:
         name, found = f"gate-sweep-{Path(args.base).name}", sweep(args.base, args.size, args.steps, args.rounds)
     facts = {

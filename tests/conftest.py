@@ -21,7 +21,12 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+# Files go whole to one of the processes side by side: the long ones first, or the last of them keeps one core waiting.
+_LONG = ("tests/ui/", "tests/judge/", "tests/cli/", "tests/train/")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
     if any(item.get_closest_marker("cuda") for item in items):
         import torch
 
