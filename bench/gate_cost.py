@@ -1,6 +1,6 @@
 """What adapters behind gates cost in a picture's step: beside no adapter, beside diffusers with peft, and as one batch.
 
-    python bench/gate_cost.py step [--pairs 30] [--write]      a step of SD 1.5's UNet (random weights, one
+    python bench/gate_cost.py step [--dtype bf16] [--write]     a step of SD 1.5's UNet (random weights, one
                                                                row of 64 x 64 latents) with 1, 2 and 4 stacked adapters
     python bench/gate_cost.py sweep [--base DIR] [--write]     8 strengths as one batch against 8 single drawings
 
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("part", choices=("step", "sweep"))
     parser.add_argument("--pairs", type=int, default=30, help="rounds of `step`")
     parser.add_argument("--side", type=int, default=64, help="of the latents of `step`")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of `step`")
     parser.add_argument("--base", default="pocket", help="of `sweep`: a folder, or pocket")
     parser.add_argument("--size", type=int, default=0, help="of the pictures of `sweep`, in px; 0 is the base's own")
     parser.add_argument("--steps", type=int, default=20, help="of the pictures of `sweep`")
@@ -57,7 +58,7 @@ def main() -> None:
     quiet()
     warnings.simplefilter("ignore")
     if args.part == "step":
-        name, found = f"gate-cost-{args.side}", step(args.pairs, args.side)
+        name, found = f"gate-cost-{args.side}-{args.dtype}", step(args.pairs, args.side, args.dtype)
     else:
         name, found = f"gate-sweep-{Path(args.base).name}", sweep(args.base, args.size, args.steps, args.rounds)
     facts = {
@@ -75,9 +76,10 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def step(pairs: int, side: int) -> dict[str, Any]:
+def step(pairs: int, side: int, precision: str) -> dict[str, Any]:
     """Medians over the rounds of seconds and of ratios, by number of stacked adapters."""
-    plain = random_bases.unet("sd15")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    plain = random_bases.unet("sd15").to(dtype)
     nets: dict[str, nn.Module] = {"base": plain}
     mixes = []
     for count in STACKS:
@@ -87,7 +89,7 @@ def step(pairs: int, side: int) -> dict[str, Any]:
             bank.load(f"a{index}", random_adapter({"unet": net}, "attention"))
         mixes.append(bank.mix({f"a{index}": 0.8 / count for index in range(count)}))
         nets[f"peft, {count}"] = with_peft(with_shared_weights(plain), count)
-    latents, states = torch.randn(1, 4, side, side), torch.randn(1, 77, 768)
+    latents, states = torch.randn(1, 4, side, side, dtype=dtype), torch.randn(1, 77, 768, dtype=dtype)
     timestep = torch.tensor([500])
     for mix in mixes:
         mix.__enter__()  # for as long as the process lives
@@ -109,7 +111,7 @@ def step(pairs: int, side: int) -> dict[str, Any]:
         for count in STACKS
     }
     medians = {name: round(statistics.median(times), 4) for name, times in seconds.items()}
-    return {"pairs": pairs, "latents": [1, 4, side, side], "seconds": medians, "ratios": ratios}
+    return {"pairs": pairs, "precision": precision, "latents": [1, 4, side, side], "seconds": medians, "ratios": ratios}
 
 
 def sweep(base: str, size: int, steps: int, rounds: int) -> dict[str, Any]:
