@@ -1,0 +1,79 @@
+"""The trainings that docs/rank.md rests on: each has a run folder, and goes on where it was stopped.
+
+    ranks     pocket-style at ranks 1 ... 64 with alpha 16, side by side in one pass over the base
+    coupled   rank 16 at three alphas times three learning rates, the UNet alone, side by side
+    alone-N   a few steps of rank N by itself, for its time
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from bench.telling import trained
+from diffusion_lora.config import TrainConfig, load_train_config, shipped
+from diffusion_lora.events import read_events
+
+RANK = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how wide; the defaults are those of the page."""
+
+    ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
+    steps: int = 200
+    rates: Sequence[float] = (8e-3, 2e-3, 5e-4)
+    alphas: Sequence[float] = (4.0, 16.0, 64.0)
+    coupled_steps: int = 120
+    timed_steps: int = 14
+    prompts: int = 32
+
+    @property
+    def settings(self) -> list[str]:
+        return [
+            "train.batch_size=2", "optimizer.lr=2e-3", "optimizer.text_lr=6e-4", "preview.every=0",
+            "validation.pictures=0",
+        ]  # fmt: skip
+
+
+def config(*settings: str) -> TrainConfig:
+    return load_train_config(shipped("configs", "pocket-style"), settings)
+
+
+def train_ranks(work: Path, plan: Plan) -> dict[int, dict[str, Any]]:
+    """By rank: its row of the run's `sweep` event, and where its file lies. All have the preset's alpha, 16."""
+    rows = {}
+    folder = work / "ranks"
+    events = trained(folder, config(
+        *plan.settings, f"train.steps={plan.steps}", f"sweep.lora.rank={list(plan.ranks)}"))  # fmt: skip
+    for row in next(event for event in reversed(events) if event["kind"] == "sweep")["rows"]:
+        rows[int(row["settings"]["lora.rank"])] = {**row, "file": folder / f"adapter-{row['name']}.safetensors"}
+    return rows
+
+
+def train_coupled(work: Path, plan: Plan) -> dict[tuple[float, float], dict[str, Any]]:
+    """By (alpha, learning rate): the row, the file, and the course of the loss."""
+    folder = work / "coupled"
+    events = trained(folder, config(
+        *plan.settings, f"train.steps={plan.coupled_steps}", "lora.text_targets=none", f"lora.rank={RANK}",
+        f"sweep.lora.alpha={list(plan.alphas)}", f"sweep.optimizer.lr={list(plan.rates)}"))  # fmt: skip
+    steps = [event for event in events if event["kind"] == "step"]
+    rows = {}
+    for row in next(event for event in reversed(events) if event["kind"] == "sweep")["rows"]:
+        key = (float(row["settings"]["lora.alpha"]), float(row["settings"]["optimizer.lr"]))
+        course = [step["adapters"][row["name"]]["loss"] for step in steps]
+        rows[key] = {**row, "course": course, "file": folder / f"adapter-{row['name']}.safetensors"}
+    return rows
+
+
+def time_alone(work: Path, rank: int, plan: Plan) -> float:
+    """The median seconds of a step of this rank by itself, the first two left out."""
+    folder = work / f"alone-{rank}"
+    trained(folder, config(*plan.settings, f"train.steps={plan.timed_steps}", f"lora.rank={rank}"))
+    stamps = [event["time"] for event in read_events(folder) if event["kind"] == "step"]
+    return statistics.median(after - before for before, after in pairwise(stamps[2:]))
