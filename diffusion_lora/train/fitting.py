@@ -2,8 +2,9 @@
 
 A step that runs out of memory is taken again from its beginning, with the same pictures and noise: first each of its
 passes is halved, and at last, with one picture a pass, gradient checkpointing comes on (Chen et al. 2016,
-https://arxiv.org/abs/1604.06174). The step is the same up to rounding, but for dropout inside the adapter, whose masks
-are a pass's. What was found is kept in the checkpoint, so that a run that goes on does not have to find it again.
+https://arxiv.org/abs/1604.06174); several adapters side by side on a large base have it from the start. The step is the
+same up to rounding, but for dropout inside the adapter, whose masks are a pass's. What was found is kept in the
+checkpoint, so that a run that goes on does not have to find it again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from itertools import pairwise
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffusion_lora.config import TrainTable
@@ -26,6 +27,10 @@ from diffusion_lora.train.memory import Cap, is_out_of_memory
 from diffusion_lora.train.prepare import Prepared
 
 OnePass = Callable[[Draw, float], Tensor]
+
+_LARGE = 300_000_000
+"""Weights of a UNet from which on a sweep computes its activations again: there several adapters' rows keep more than
+all else of a training, and still take less time than one adapter after the other."""
 
 
 class Fitting:
@@ -42,6 +47,12 @@ class Fitting:
         self._cap = Cap(table.memory_cap_gb, model.device, (*model.components.values(), model.vae))
         if table.checkpointing == "on":
             self._checkpoint()
+        elif self._may_checkpoint and len(ready.adapters) > 1 and _size(model.unet) >= _LARGE:
+            self._checkpoint()
+            tell(
+                f"{len(ready.adapters)} adapters side by side on a base of this size: activations are computed again "
+                'instead of kept (train.checkpointing = "off" keeps them)'
+            )
 
     def losses(self, draws: Sequence[Draw], one_pass: OnePass, learners: Sequence[Learner]) -> Tensor:
         """The sum of `one_pass(draw, share)` over all passes of a step, `share` being what part of its rows they are.
@@ -113,6 +124,10 @@ class Fitting:
 
         cast(Any, self._unet).enable_gradient_checkpointing(again)
         self._checkpointing = True
+
+
+def _size(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
 
 
 def split(draw: Draw, parts: int, lanes: int = 1) -> list[Draw]:
