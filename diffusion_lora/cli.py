@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from diffusion_lora.config import TrainConfig
+    from diffusion_lora.generate.axis import Axis
     from diffusion_lora.generate.engine import Engine
-    from diffusion_lora.generate.grid import Axis, Sheet
+    from diffusion_lora.generate.grid import Sheet
     from diffusion_lora.generate.request import LoraUse
     from diffusion_lora.generate.tags import Find
     from diffusion_lora.jobs.store import Queue
@@ -750,7 +751,7 @@ def _found(use: "LoraUse") -> "LoraUse":
 
 def _axes(prompts: list[str], swept: "list[tuple[LoraUse, tuple[float, ...]]]") -> "tuple[Axis, Axis]":
     """Rows and columns of a grid: prompts x strengths for one swept adapter, strengths x strengths for two."""
-    from diffusion_lora.generate.grid import prompt_axis, strength_axis
+    from diffusion_lora.generate.axis import prompt_axis, strength_axis
 
     if len(swept) == 1:
         return prompt_axis(prompts), strength_axis(*swept[0])
@@ -784,7 +785,7 @@ def _grid_axes(
 ) -> "tuple[Axis, Axis]":
     """The axes asked for by name; else those that prompts and lists of strengths mean."""
     from diffusion_lora.generate.axes import parse_axis
-    from diffusion_lora.generate.grid import prompt_axis, strength_axis
+    from diffusion_lora.generate.axis import prompt_axis, strength_axis
 
     if rows is None and columns is None:
         return _axes(prompts, swept)

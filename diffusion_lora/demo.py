@@ -136,8 +136,9 @@ def _draw_sheets(
 ) -> list[tuple[Path, str]]:
     """The three sheets, each with what it shows."""
     from diffusion_lora.families.family import load_base
+    from diffusion_lora.generate.axis import prompt_axis, strength_axis
     from diffusion_lora.generate.engine import Engine
-    from diffusion_lora.generate.grid import grid, prompt_axis, strength_axis
+    from diffusion_lora.generate.grid import grid
     from diffusion_lora.generate.request import LoraUse, Request
 
     engine = Engine(load_base(style.config.model.base, device=device))

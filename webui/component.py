@@ -26,18 +26,20 @@ def component(
     elem_id: str,
     server: Sequence[Callable[[Any], Any]] = (),
     facts: Mapping[str, Any] | None = None,
+    also: Sequence[str] = (),
     **props: Any,
 ) -> gr.HTML:
     """The component of `assets/NAME.html` and `assets/NAME.js`; the script sees `server` functions, which take
     what it passes as one value, `props`, and `facts`: what never changes, its words above all. Facts are written into
     the script, for of `props` a component knows nothing but its value when that is set before its tab is first seen.
-    A function that raises a UserError answers {"problem": its sentence}."""
+    A function that raises a UserError answers {"problem": its sentence}. `also` names further scripts of `assets/`,
+    which several components share."""
     known = f"const facts = {json.dumps(dict(facts or {}))};\n"
     return gr.HTML(
         value,
         elem_id=elem_id,
         html_template=asset(f"{name}.html"),
-        js_on_load=asset("parts.js") + known + asset(f"{name}.js"),
+        js_on_load="".join(asset(f"{one}.js") for one in ("parts", *also)) + known + asset(f"{name}.js"),
         apply_default_css=False,
         server_functions=[_plain(function) for function in server] or None,
         **props,

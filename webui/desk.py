@@ -10,18 +10,21 @@ from __future__ import annotations
 import math
 import secrets
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from diffusion_lora.adopted import model_named
 from diffusion_lora.errors import AdapterFileError, PromptError
-from diffusion_lora.generate.request import LoraUse, Request, settings_beyond
+from diffusion_lora.generate.region import Region
+from diffusion_lora.generate.request import LoraUse, Request, parse_blocks, settings_beyond, written_options
 from diffusion_lora.generate.tags import read_typed_prompt
 from diffusion_lora.lora.card import Card
 from diffusion_lora.lora.header import tensor_hash
 from diffusion_lora.workspace import Workspace
+from webui.areas import EVERYWHERE, Area, area_in, area_of, argument, is_held, regions_of
+from webui.knobs import checked, course
 
 MAX_STRENGTH = 10.0
 MAX_PICTURES = 64
@@ -29,13 +32,17 @@ SWEEP = (0.0, 1.2, 7)
 """From, to and how many: what a click on Sweep draws."""
 
 _SUFFIX = ".safetensors"
+_HELD = frozenset(("LoRAs by block, step or half", "a picture to start from", "a second pass"))
+"""What `settings_beyond` tells of and the page holds: on the strips, or as what the picture begins with (`sources`)."""
 
 
 @dataclass(frozen=True)
 class Channel:
     """One LoRA on the desk; `name` is the one that the workspace lists it under (`adopted`).
 
-    `text_strength` is that of its text encoder part, None the same as `strength`.
+    `text_strength` is that of its text encoder part, None the same as `strength`; `negative` its strength in the
+    negative half of the guidance, likewise. `blocks` and `steps` are texts of the library's grammar (`knobs`).
+    `master` is what every strength is multiplied by, the same for the whole desk; `area` where on the picture it acts.
     """
 
     name: str
@@ -43,6 +50,11 @@ class Channel:
     text_strength: float | None = None
     muted: bool = False
     solo: bool = False
+    blocks: str = ""
+    steps: str = ""
+    negative: float | None = None
+    master: float = 1.0
+    area: Area = EVERYWHERE
 
 
 @dataclass(frozen=True)
@@ -91,18 +103,28 @@ def channels_of(state: Any) -> tuple[Channel, ...]:
     if not state:
         return ()
     try:
-        return tuple(
-            Channel(
-                name=str(entry["name"]),
-                strength=_strength(entry.get("strength", 1.0)),
-                text_strength=None if entry.get("text") is None else _strength(entry["text"]),
-                muted=bool(entry.get("muted")),
-                solo=bool(entry.get("solo")),
-            )
-            for entry in state
-        )
+        # A channel that another tab has put beside the others does not know of the fader of all of them.
+        master = next((_strength(entry["master"]) for entry in state if entry.get("master") is not None), 1.0)
+        return tuple(_channel(entry, master) for entry in state)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise PromptError("the desk cannot be read: reload the page") from error
+
+
+def _channel(entry: Mapping[str, Any], master: float) -> Channel:
+    name = str(entry["name"])
+    steps, blocks = checked(name, entry.get("steps"), entry.get("blocks"))
+    return Channel(
+        name=name,
+        strength=_strength(entry.get("strength", 1.0)),
+        text_strength=None if entry.get("text") is None else _strength(entry["text"]),
+        muted=bool(entry.get("muted")),
+        solo=bool(entry.get("solo")),
+        blocks=blocks,
+        steps=steps,
+        negative=None if entry.get("negative") is None else _strength(entry["negative"]),
+        master=master,
+        area=area_of(entry),
+    )
 
 
 def sounding(channels: Iterable[Channel]) -> tuple[Channel, ...]:
@@ -112,7 +134,9 @@ def sounding(channels: Iterable[Channel]) -> tuple[Channel, ...]:
     return tuple(
         channel
         for channel in every
-        if not channel.muted and (channel.solo or not soloed) and (channel.strength or channel.text_strength)
+        if not channel.muted
+        and (channel.solo or not soloed)
+        and (channel.strength or channel.text_strength or channel.negative)
     )
 
 
@@ -121,7 +145,7 @@ def requests_of(form: Form, channels: Iterable[Channel], workspace: Workspace) -
     count = _whole(form.pictures, "the number of pictures", 1)
     if not 1 <= count <= MAX_PICTURES:
         raise PromptError(f"{count} pictures are asked for; give 1 to {MAX_PICTURES}")
-    first = _request(form, sounding(channels), workspace)
+    first = request_of(form, sounding(channels), workspace)
     return [replace(first, seed=first.seed + index) for index in range(count)]
 
 
@@ -144,7 +168,7 @@ def sweep_requests(form: Form, channels: Iterable[Channel], sweep: Sweep, worksp
             replace(channel, strength=value, muted=False, solo=soloed) if channel.name == sweep.name else channel
             for channel in every
         )
-        drawn.append(_request(seeded, sounding(turned), workspace))
+        drawn.append(request_of(seeded, sounding(turned), workspace))
     return drawn
 
 
@@ -157,16 +181,26 @@ def sweep_of(data: Mapping[str, Any]) -> Sweep:
 
 
 def command(
-    request: Request, *, count: int = 1, base: str = "pocket", device: str = "auto", seeded: bool = True
+    request: Request,
+    *,
+    count: int = 1,
+    base: str = "pocket",
+    device: str = "auto",
+    seeded: bool = True,
+    file_of: Callable[[str], Path] | None = None,
 ) -> str:
     """The command line that draws the request (`count` of them, with seeds that count on) pixel for pixel.
 
-    `seeded` False leaves the seed to chance, as an empty field does.
+    `seeded` False leaves the seed to chance, as an empty field does. `file_of` keeps a painted area as a file.
     """
     options: list[str] = []
     for use in request.loras:
         text = "" if use.text_strength is None else f":{_plain(use.text_strength)}"
-        options += ["--lora", f"{use.path}:{_plain(use.strength)}{text}"]
+        more = "".join(f";{key}={value}" for key, value in written_options(use).items())
+        options += ["--lora", f"{use.path}:{_plain(use.strength)}{text}{more}"]
+    for region in request.regions:
+        options += ["--region", argument(region, str(file_of(region.mask)) if file_of and region.mask else "")]
+    options += _begun(request)
     if seeded:
         options += ["--seed", str(request.seed)]
     options += ["--steps", str(request.steps)]
@@ -190,6 +224,20 @@ def command(
     return shlex.join([*head, request.prompt, *options])
 
 
+def _begun(request: Request) -> list[str]:
+    """What the picture begins with, as options."""
+    if hires := request.hires:
+        passes = ["--hires", _plain(hires.scale), "--strength", _plain(hires.strength), "--upscaler", hires.upscaler]
+        return passes + (["--hires-steps", str(hires.steps)] if hires.steps else [])
+    start = request.start
+    if start is None:
+        return []
+    options = ["--image", str(start.image), "--strength", _plain(start.strength)]
+    if start.mask is not None:
+        options += ["--mask", str(start.mask), "--mask-blur", str(start.blur_px)]
+    return options + (["--only-masked"] if start.only_masked else [])
+
+
 def restore(request: Request, cards: Sequence[Card], *, base: str = "") -> Restored:
     """A picture's request as form and channels; `cards` are the LoRAs there are and `base` the one that draws now.
 
@@ -198,6 +246,7 @@ def restore(request: Request, cards: Sequence[Card], *, base: str = "") -> Resto
     """
     channels: list[Channel] = []
     told: list[str] = []
+    regions = {region.name: region for region in request.regions}
     for use in request.loras:
         card = _find(use, cards)
         if card is None:
@@ -211,10 +260,12 @@ def restore(request: Request, cards: Sequence[Card], *, base: str = "") -> Resto
         if card.name in {channel.name for channel in channels}:
             told.append(f"{card.name} stood in this picture twice: the desk has it once, at its last strength.")
             channels = [channel for channel in channels if channel.name != card.name]
-        channels.append(Channel(card.name, use.strength, use.text_strength))
+        channels.append(_channel_of(use, card.name, regions))
     if request.base and base and request.base != base:
         told.append(f"This picture was drawn by {request.base}, and {base} is loaded: it will look different.")
-    if beyond := settings_beyond(request):
+    used = {use.region for use in request.loras}
+    held = _HELD | ({"regions"} if all(one.name in used and is_held(one) for one in request.regions) else set())
+    if beyond := settings_beyond(request, held=tuple(held)):
         told.append(
             f"This picture also had {', '.join(beyond)}, which the desk does not hold: `diffusion-lora redraw` draws "
             "it as it was."
@@ -241,6 +292,14 @@ def strip(channel: Channel, card: Card | None, thumb: str | None = None) -> dict
         "text": channel.text_strength,
         "muted": channel.muted,
         "solo": channel.solo,
+        "blocks": channel.blocks,
+        "steps": channel.steps,
+        "negative": channel.negative,
+        "course": course(channel.steps),
+        "master": channel.master,
+        "area": channel.area.place,
+        "mask": channel.area.mask,
+        "words": channel.area.words,
         **facts(card, thumb),
     }
 
@@ -253,9 +312,12 @@ def facts(card: Card | None, thumb: str | None = None) -> dict[str, Any]:
     return {"kind": kind, "trigger": card.trigger_word, "thumb": thumb}
 
 
-def _request(form: Form, channels: Iterable[Channel], workspace: Workspace) -> Request:
+def request_of(form: Form, channels: Iterable[Channel], workspace: Workspace) -> Request:
+    """One picture of these channels, all of them heard. Raises PromptError and AdapterFileError, in words."""
     seed = _seed(form.seed)
     words, tagged = read_typed_prompt(form.prompt.strip(), seed, find=lambda name: lora_file(name, workspace))
+    heard = tuple(channels)
+    regions, names = regions_of(channel.area for channel in heard)
     return Request(
         prompt=words,
         negative_prompt=form.negative_prompt.strip(),
@@ -265,11 +327,35 @@ def _request(form: Form, channels: Iterable[Channel], workspace: Workspace) -> R
         width=_whole(form.width, "the width", 0),
         height=_whole(form.height, "the height", 0),
         sampler=form.sampler,
-        loras=tuple(
-            LoraUse(channel.name, lora_file(channel.name, workspace), channel.strength, channel.text_strength)
-            for channel in channels
-        )
-        + tagged,
+        loras=tuple(_use_of(channel, names.get(channel.area, ""), workspace) for channel in heard) + tagged,
+        regions=regions,
+    )
+
+
+def _use_of(channel: Channel, region: str, workspace: Workspace) -> LoraUse:
+    return LoraUse(
+        channel.name,
+        lora_file(channel.name, workspace),
+        _times(channel.strength, channel.master) or 0.0,
+        _times(channel.text_strength, channel.master),
+        blocks=parse_blocks(channel.blocks),
+        steps=channel.steps,
+        region=region,
+        negative=_times(channel.negative, channel.master),
+    )
+
+
+def _times(strength: float | None, master: float) -> float | None:
+    """A fader's value under the fader of all, to what can be typed again."""
+    return strength if strength is None or master == 1.0 else round(strength * master, 4)
+
+
+def _channel_of(use: LoraUse, name: str, regions: Mapping[str, Region]) -> Channel:
+    """The channel of a use, under the name that the workspace lists its file by."""
+    blocks = written_options(use).get("blocks", "")
+    area = area_in(regions[use.region]) if use.region else EVERYWHERE
+    return Channel(
+        name, use.strength, use.text_strength, blocks=blocks, steps=use.steps, negative=use.negative, area=area
     )
 
 

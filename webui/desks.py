@@ -14,7 +14,9 @@ from diffusion_lora.run import write_atomically
 from diffusion_lora.workspace import Workspace, check_name
 from webui.desk import channels_of
 
-_KEPT = ("name", "strength", "text", "muted", "solo")
+_KEPT = (
+    "name", "strength", "text", "muted", "solo", "blocks", "steps", "negative", "master", "area", "mask", "words",
+)  # fmt: skip
 _MAX_BYTES = 4 << 20
 
 

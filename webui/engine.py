@@ -104,13 +104,26 @@ class EngineClient:
         Relative paths of LoRAs are looked up in the workspace. Requests of equal size, steps and sampler are one
         batch; they lie in the `owner`'s folder of pictures/. Closing the iterator cancels the drawing.
         """
-        heard = False
         order = {"requests": [request_fields(request) for request in requests], "previews": previews, "owner": owner}
+        yield from self._drawn("/generate", order)
+
+    def grid(
+        self, request: Request, rows: str, columns: str, *, title: str = "", theme: str = "light", owner: str = ""
+    ) -> Generator[DrawingEvent, None, None]:
+        """Have a request drawn at every pair of a row and a column (`generate.axes`), with a sheet of all.
+
+        The pictures are told row by row; before the end comes SheetDrawn.
+        """
+        order = {"request": request_fields(request), "rows": rows, "columns": columns, "title": title, "theme": theme}
+        yield from self._drawn("/grid", {**order, "previews": True, "owner": owner})
+
+    def _drawn(self, path: str, order: dict[str, Any]) -> Generator[DrawingEvent, None, None]:
+        heard = False
         try:
             presence = self._presence()
             patient = httpx.Timeout(_ANSWER_S, read=None)  # a step may take as long as it needs
             with self._http.stream(
-                "POST", _url(presence, "/generate"), json=order, headers=_headers(presence), timeout=patient
+                "POST", _url(presence, path), json=order, headers=_headers(presence), timeout=patient
             ) as response:
                 if response.is_error:
                     response.read()

@@ -14,8 +14,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from diffusion_lora.generate.request import Request
-from diffusion_lora.generate.wire import Cancelled, DrawingEvent, Drawn, End, Failed, Preview, Queued, Step, Waiting
+from diffusion_lora.generate.wire import (
+    Cancelled,
+    DrawingEvent,
+    Drawn,
+    End,
+    Failed,
+    Preview,
+    Queued,
+    SheetDrawn,
+    Step,
+    Waiting,
+)
 from webui.desk import Sweep
+from webui.tables import Table
 from webui.words import count, duration, moment, sentence
 
 Phase = Literal["empty", "waiting", "drawing", "done", "cancelled", "failed"]
@@ -39,11 +51,13 @@ class _Cell:
 
 @dataclass
 class Stage:
-    """One order on the stage. `sweep` says what its captions are and which fader a click sets."""
+    """One order on the stage. `sweep` says what its captions are and which fader a click sets; a `table` has rows and
+    columns, and at the end a sheet."""
 
     requests: Sequence[Request]
     url: PictureUrl
     sweep: Sweep | None = None
+    table: Table | None = None
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -54,9 +68,13 @@ class Stage:
         self._done = self._total = 0
         self._began = time.monotonic()
         self._size = (1, 1)
+        self._sheet = ""
         alike = len({request.prompt for request in self.requests}) == 1
         if self.sweep:
             self._cells = [_Cell(f"{value:g}", value) for value in self.sweep.values()]
+        elif self.table:
+            rows, columns = self.table.rows.labels, self.table.columns.labels
+            self._cells = [_Cell(f"{row}, {column}") for row in rows for column in columns]
         elif len(self.requests) > 1:
             self._cells = [_Cell(f"seed {request.seed}" if alike else request.prompt) for request in self.requests]
         else:
@@ -85,6 +103,8 @@ class Stage:
                 cell = self._cells[index]
                 cell.src, cell.name = self.url(path), PurePosixPath(path).name
                 self.notes += [told for note in notes if (told := sentence(note)) not in self.notes]
+            case SheetDrawn(path=path):
+                self._sheet = self.url(path)
             case End(seconds=seconds, steps_per_s=pace):
                 self.phase = "done"
                 self._figures = f"{duration(seconds)}, {pace:.1f} steps/s, {_seeds(self.requests)}"
@@ -118,6 +138,8 @@ class Stage:
             "figures": self._figures,
             "hint": self._hint(),
             "sweep": self.sweep.name if self.sweep else None,
+            "columns": len(self.table.columns.labels) if self.table else 0,
+            "sheet": self._sheet,
         }
 
     def _title(self) -> str:
@@ -125,6 +147,8 @@ class Stage:
             values = self.sweep.values()
             name = PurePosixPath(self.sweep.name).name
             return f"{name} from {values[0]:g} to {values[-1]:g}, one batch of {len(values)}"
+        if self.table:
+            return f"{self.table.rows.title} downwards, {self.table.columns.title} across"
         return self.requests[0].prompt if self.requests else ""
 
     def _told(self) -> str:

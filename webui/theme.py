@@ -16,8 +16,8 @@ _PAGE_LIGHT, _PAGE_DARK = "#f4f2ee", "#151517"
 _TEXT_LIGHT, _TEXT_DARK = "#1f1d1a", "#ededf0"
 
 _SHEETS = (
-    "page.css", "parts.css", "start.css", "dataset.css", "train.css", "generate.css", "stage.css", "desk.css",
-    "library.css", "queue.css",
+    "page.css", "parts.css", "start.css", "dataset.css", "train.css", "generate.css", "source.css", "stage.css",
+    "desk.css", "library.css", "queue.css",
 )  # fmt: skip
 
 _CONTROL_RADIUS = "7px"

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from diffusion_lora.errors import PromptError
-from diffusion_lora.generate.grid import Axis, Change, lora_axis
+from diffusion_lora.generate.axis import Axis, Change, lora_axis
 from diffusion_lora.generate.request import LoraUse, Request, parse_lora_argument
 
 BASELINE = "no LoRA"

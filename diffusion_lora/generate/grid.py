@@ -1,4 +1,4 @@
-"""Grids of requests: strengths, prompts, seeds or styles along two axes, drawn as mixed batches, shown as one sheet.
+"""Grids of requests: what two axes (`axis`) make of one, drawn as mixed batches, shown as one sheet.
 
     sheet = grid(engine, Request("a cat", seed=1), rows=strength_axis(style, (0, 0.5, 1)), columns=seed_axis((1, 2)))
     sheet.image.save("sheet.png")
@@ -7,37 +7,22 @@ Every cell is a request of its own; those that can share a batch do, each row of
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from diffusion_lora.errors import PromptError, UserError
+from diffusion_lora.generate.axis import Axis, cells_of
 from diffusion_lora.generate.picture import Picture, replace_png
 from diffusion_lora.generate.reading import read_picture
-from diffusion_lora.generate.request import LoraUse, Request
+from diffusion_lora.generate.request import Request
 from diffusion_lora.generate.sheet import THEMES, draw_sheet
 from diffusion_lora.images import open_image
 
 if TYPE_CHECKING:
     from diffusion_lora.generate.engine import Engine
-
-Change = Callable[[Request], Request]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """What varies along one side of a grid: for every place a label and the change it makes to a request."""
-
-    title: str
-    labels: tuple[str, ...]
-    changes: tuple[Change, ...]
-
-    def __post_init__(self) -> None:
-        if not self.changes:
-            raise PromptError(f"the axis {self.title or 'of the grid'} has no values; give at least one")
-
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
@@ -45,31 +30,6 @@ class Sheet:
 
     image: Image.Image
     pictures: tuple[tuple[Picture, ...], ...]
-
-
-def strength_axis(use: LoraUse, strengths: Sequence[float], title: str = "") -> Axis:
-    """One adapter at several strengths; it takes the place of the same file in a request, or is added to it."""
-    return Axis(
-        title or f"strength of {use.name}",
-        tuple(f"{strength:g}" for strength in strengths),
-        tuple(_with_lora(use.at(strength)) for strength in strengths),
-    )
-
-
-def lora_axis(stacks: Sequence[Sequence[LoraUse]], title: str = "LoRA") -> Axis:
-    """Several stacks of adapters, each added to what a request has; an empty one is the base."""
-    labels = (" + ".join(f"{use.name} {use.strength:g}" for use in stack) or "none" for stack in stacks)
-    return Axis(title, tuple(labels), tuple(_with_loras(tuple(stack)) for stack in stacks))
-
-
-def prompt_axis(prompts: Sequence[str], title: str = "") -> Axis:
-    """Several prompts."""
-    return Axis(title, tuple(prompts), tuple(_with_prompt(prompt) for prompt in prompts))
-
-
-def seed_axis(seeds: Sequence[int], title: str = "seed") -> Axis:
-    """Several seeds."""
-    return Axis(title, tuple(str(seed) for seed in seeds), tuple(_with_seed(seed) for seed in seeds))
 
 
 def grid(
@@ -111,11 +71,6 @@ def grid(
     pictures = tuple(tuple(drawn[start : start + width]) for start in range(0, len(drawn), width))
     image = sheet_of([picture.image for picture in drawn], rows, columns, title, subtitle, theme)
     return Sheet(image, pictures)
-
-
-def cells_of(request: Request, rows: Axis, columns: Axis) -> list[Request]:
-    """What each cell of a grid draws, row by row."""
-    return [column(row(request)) for row in rows.changes for column in columns.changes]
 
 
 def sheet_of(
@@ -160,23 +115,3 @@ def _kept(path: Path, request: Request) -> Picture | None:
     import torch
 
     return Picture(image, request, torch.empty(0), company=reading.company)
-
-
-def _with_lora(use: LoraUse) -> Change:
-    def change(request: Request) -> Request:
-        others = tuple(other for other in request.loras if other.path != use.path)
-        return replace(request, loras=(*others, use))
-
-    return change
-
-
-def _with_loras(uses: tuple[LoraUse, ...]) -> Change:
-    return lambda request: replace(request, loras=request.loras + uses)
-
-
-def _with_prompt(prompt: str) -> Change:
-    return lambda request: replace(request, prompt=prompt)
-
-
-def _with_seed(seed: int) -> Change:
-    return lambda request: replace(request, seed=seed)

@@ -182,8 +182,9 @@ class Request:
                 raise PromptError(f"{tag[0]} in a prompt is not read; give the LoRA by itself: --lora FILE:STRENGTH")
 
 
-def settings_beyond(request: Request) -> tuple[str, ...]:
-    """What a request says beyond prompts, numbers and plain strengths, in words: for faces that hold no more."""
+def settings_beyond(request: Request, held: Sequence[str] = ()) -> tuple[str, ...]:
+    """What a request says beyond prompts, numbers and plain strengths, in words: for faces that hold no more than
+    these and the `held`."""
     said = {
         "regions": request.regions,
         "a composite of its LoRAs": request.combine != "sum",
@@ -197,7 +198,7 @@ def settings_beyond(request: Request) -> tuple[str, ...]:
             use.blocks or use.steps or use.negative is not None for use in request.loras
         ),
     }
-    return tuple(name for name, there in said.items() if there)
+    return tuple(name for name, there in said.items() if there and name not in held)
 
 
 def parse_lora_argument(text: str) -> LoraUse:

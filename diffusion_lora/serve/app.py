@@ -73,7 +73,7 @@ def create_app(studio: Studio, workspace: Workspace, on_request: Callable[[], No
         on_request()
         order = read(Grid, await _body(request), workspace)
         requests, finish = planned(order, workspace)
-        return _News(studio, Drawing(requests, previews=order.previews, finish=finish))
+        return _News(studio, Drawing(requests, previews=order.previews, owner=order.owner, finish=finish))
 
     @app.post("/cancel")
     async def _cancel(request: Request) -> Response:

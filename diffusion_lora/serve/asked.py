@@ -55,7 +55,7 @@ class Grid:
     """Draw a request changed by every pair of a row and a column, and one labelled sheet of all.
 
     Axes are written as on the command line: `strength:NAME=0,0.5,1`, `seed=1,2`, `sampler=ddim,euler_a`, ... With
-    `baseline` a first column has no LoRA.
+    `baseline` a first column has no LoRA. With an `owner` pictures and sheet are kept in the folder of that name.
     """
 
     request: Request
@@ -65,6 +65,7 @@ class Grid:
     title: str = ""
     theme: str = "light"
     previews: bool = False
+    owner: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 from diffusion_lora.adopted import lora_path
 from diffusion_lora.errors import PromptError
 from diffusion_lora.generate.axes import parse_axis, with_baseline
-from diffusion_lora.generate.grid import cells_of, sheet_of
+from diffusion_lora.generate.axis import cells_of
+from diffusion_lora.generate.grid import sheet_of
 from diffusion_lora.generate.picture import save_png
 from diffusion_lora.generate.request import LoraUse, Request
 from diffusion_lora.generate.wire import SheetDrawn
@@ -36,6 +37,7 @@ def planned(asked: Grid, workspace: Workspace) -> tuple[list[Request], Finish]:
     def finish(paths: Mapping[int, Path]) -> SheetDrawn:
         images = [open_image(paths[place]) for place in range(count)]
         sheet = sheet_of(images, rows, columns, asked.title, f"seed {asked.request.seed}", asked.theme)
-        return SheetDrawn(workspace.relative(save_png(workspace.pictures / SHEETS, sheet, "sheet")))
+        folder = workspace.pictures / asked.owner / SHEETS
+        return SheetDrawn(workspace.relative(save_png(folder, sheet, "sheet")))
 
     return cells_of(asked.request, rows, columns), finish

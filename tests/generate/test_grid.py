@@ -9,8 +9,9 @@ from PIL import Image
 from diffusion_lora.errors import PromptError
 from diffusion_lora.faces.sheet_page import sheet_page
 from diffusion_lora.generate.axes import parse_axis, with_baseline
+from diffusion_lora.generate.axis import Axis, lora_axis, prompt_axis, seed_axis, strength_axis
 from diffusion_lora.generate.engine import Engine
-from diffusion_lora.generate.grid import Axis, Sheet, grid, lora_axis, prompt_axis, seed_axis, strength_axis
+from diffusion_lora.generate.grid import Sheet, grid
 from diffusion_lora.generate.request import LoraUse, Request
 from diffusion_lora.generate.sheet import THEMES, draw_sheet
 

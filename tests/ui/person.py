@@ -85,16 +85,16 @@ class Person:
 
     def draw(self) -> list[str]:
         """Click Generate and wait for the end; the file names of the pictures."""
-        return self._until_drawn(self.button("generate-go"))
+        return self.until_drawn(self.button("generate-go"))
 
     def sweep(self, adapter: str, low: float, high: float, count: int) -> list[str]:
         """Sweep a channel: a click draws at once as set before, so the fields are filled and drawn again."""
         channel = self.channel(adapter)
         if not self.page.locator("#sweep-go").is_visible():
-            self._until_drawn(channel.locator("[data-act=sweep]"))
+            self.until_drawn(channel.locator("[data-act=sweep]"))
         for name, value in (("sweep-from", low), ("sweep-to", high), ("sweep-count", count)):
             self.page.locator(f"#{name}").fill(f"{value:g}")
-        return self._until_drawn(self.page.locator("#sweep-go"))
+        return self.until_drawn(self.page.locator("#sweep-go"))
 
     def pictures(self) -> Locator:
         """The finished pictures on the stage."""
@@ -166,11 +166,19 @@ class Person:
         return float(self.fader(adapter).input_value())
 
     def press(self, adapter: str, act: str) -> None:
-        """mute, solo, sweep or remove."""
+        """mute, solo, sweep, more or remove."""
         self.channel(adapter).locator(f"[data-act={act}]").click()
 
     def is_pressed(self, adapter: str, act: str) -> bool:
         return self.channel(adapter).locator(f"[data-act={act}]").get_attribute("aria-pressed") == "true"
+
+    def tell_more(self, **knobs: str) -> None:
+        """Type into what is open behind More: text, blocks, steps, negative."""
+        for name, value in knobs.items():
+            knob = self.page.locator(f"#desk-more [name={name}]")
+            knob.fill(value)
+            knob.press("Enter")
+            knob.blur()
 
     # --- parts ---
 
@@ -182,7 +190,8 @@ class Person:
         """A button, whether the id is its own or that of what is around it."""
         return self.page.locator(f"button#{name}, #{name} button").first
 
-    def _until_drawn(self, click: Locator) -> list[str]:
+    def until_drawn(self, click: Locator) -> list[str]:
+        """Click what begins a drawing and wait for the end; the file names of the pictures."""
         before = self.page.locator("#stage [data-phase]").get_attribute("data-order") or ""
         click.click()
         self.page.wait_for_function(

@@ -1,15 +1,13 @@
 """Whoever reads the page by ear finds names and labels: no serious violation that axe knows, on any tab."""
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 
 from tests.ui.conftest import OpenPage
+from tests.ui.hearing import violations
 from tests.ui.person import Person
 from tests.ui.process import DeskProcess
 
 TABS = ("start", "dataset", "train", "generate", "library", "queue")
-# What Gradio's own parts are made of, and we do not write.
-_NOT_OURS = {"exclude": [[".tab-container"], [".toast-wrap"], ["gradio-app > .wrap"]]}
 
 
 @pytest.mark.slow
@@ -21,8 +19,20 @@ def test_no_tab_has_a_serious_violation(desk: DeskProcess, open_page: OpenPage, 
     for tab in TABS:
         person.go_to(tab)
         person.page.wait_for_timeout(500)
-        for violation in Axe().run(person.page, context=_NOT_OURS).response["violations"]:
-            if violation["impact"] in ("serious", "critical"):
-                places = [" ".join(map(str, node["target"])) for node in violation["nodes"][:3]]
-                found.append(f"{tab}: {violation['id']} ({violation['help']}): {'; '.join(places)}")
+        found += violations(person.page, tab)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_what_generate_unfolds_has_none_either(desk: DeskProcess, open_page: OpenPage, theme: str) -> None:
+    """Wrong: a grid's form or the ways to begin a picture are there for the eye alone."""
+    person = Person(open_page(desk.url, theme=theme).page)
+    person.go_to("generate")
+    found: list[str] = []
+    for mode in ("image", "inpaint", "upscale"):
+        person.page.locator(f"#source [value={mode}]").check()
+        found += violations(person.page, mode)
+    person.page.locator("#desk-grid").click()
+    found += violations(person.page, "grid")
     assert not found, "\n".join(found)

@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ from webui.desk import (
     sweep_of,
     sweep_requests,
 )
+from webui.knobs import BLOCKS, STEPS, looked_at
+from webui.tables import grid_of, table_of
 
 FORM = Form(prompt="a red cat", seed="7", width=128, height=128, steps=12, guidance=4)
 
@@ -170,6 +173,44 @@ def test_a_sweep_without_numbers_is_refused(data: dict[str, object]) -> None:
         sweep_of(data)
 
 
+def test_the_fader_of_all_scales_what_is_heard_and_a_new_channel_takes_it_on(loras: Path) -> None:
+    """Wrong: a channel that another tab put on the desk stays as loud as it was, or a figure of sixteen digits."""
+    state = [
+        {"name": "neon", "strength": 0.7, "text": 0.1, "negative": -0.3, "master": 0.6},
+        {"name": "hero", "strength": 1},
+    ]
+    (request,) = requests_of(FORM, channels_of(state), workspace_of(loras))
+    told = [(use.strength, use.text_strength, use.negative) for use in request.loras]
+    assert told == [(0.42, 0.06, -0.18), (0.6, None, None)]
+
+
+def test_a_grid_hears_the_channels_that_it_is_about(loras: Path) -> None:
+    """Wrong: an axis over a muted LoRA is refused, or draws the same picture along its whole length."""
+    channels = [Channel("neon", muted=True), Channel("hero", 0.5), Channel("mine/robot", 0.0)]
+    asked = grid_of({"rows": "strength:neon=0,1", "columns": "text:mine/robot=0,0.5,1", "theme": "dark"})
+    table = table_of(FORM, channels, asked, workspace_of(loras))
+    assert [use.name for use in table.request.loras] == ["neon", "hero", "mine/robot"]
+    assert [(one.loras[0].strength, one.loras[2].text_strength) for one in table.requests] == [
+        (0, 0), (0, 0.5), (0, 1), (1, 0), (1, 0.5), (1, 1),
+    ]  # fmt: skip
+    assert asked.theme == "dark"
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "told"),
+    [
+        ("", "seed=1", "not understood"),
+        ("seed=" + ",".join("123456789"), "steps=" + ",".join("123456789"), "81 pictures"),
+        ("strength:gone=0,1", "seed=1", "no LoRA gone"),
+        ("seed=" + "1," * 2000, "seed=1", "longer"),
+    ],
+)
+def test_a_grid_that_cannot_be_drawn_is_a_sentence(loras: Path, rows: str, columns: str, told: str) -> None:
+    """Wrong: a mistyped axis is a traceback, or a thousand pictures are begun."""
+    with pytest.raises(PromptError, match=told):
+        table_of(FORM, [Channel("neon")], grid_of({"rows": rows, "columns": columns}), workspace_of(loras))
+
+
 @pytest.mark.parametrize("count", [1, 65])
 def test_a_sweep_has_at_least_two_pictures(loras: Path, count: int) -> None:
     """Wrong: a sweep of one, or of a thousand, is begun."""
@@ -217,6 +258,41 @@ def test_a_pictures_request_comes_back_as_form_and_desk(loras: Path) -> None:
     assert requests_of(found.form, found.channels, workspace_of(loras)) == [request]
 
 
+def test_blocks_and_steps_go_into_the_request_the_command_and_back(loras: Path) -> None:
+    """Wrong: what stands behind More is lost on the way to the picture, in the copied line, or when it is dropped."""
+    state = [
+        {"name": "neon", "strength": 0.8, "text": 0, "blocks": "down:0,MID:0.5", "steps": "0:1 1:0", "negative": 0.25},
+        {"name": "hero", "blocks": "1,0,0,0,0,0,0,1,1,1,1,1", "steps": " 0-0.5 "},
+    ]
+    channels = channels_of(state)
+    (request,) = requests_of(FORM, channels, workspace_of(loras))
+    neon, hero = request.loras
+    assert (neon.blocks, neon.steps, neon.negative) == ((("down", 0.0), ("MID", 0.5)), "0:1 1:0", 0.25)
+    assert (len(hero.blocks), hero.steps, hero.negative) == (12, "0-0.5", None)
+    words = shlex.split(command(request))
+    given = [parse_lora_argument(word) for option, word in pairwise(words) if option == "--lora"]
+    assert [replace(use, name=Path(use.path).stem) for use in given] == [neon, hero]
+    found = restore(request, cards_of(loras))
+    assert found.channels == channels
+    assert found.told == ()
+    assert strip(channels[0], None)["course"][0] > strip(channels[0], None)["course"][-1]
+
+
+@pytest.mark.parametrize("told", [{"steps": "sometimes"}, {"blocks": "down:much"}, {"steps": "0-1" * 200}])
+def test_what_is_no_schedule_and_no_list_of_blocks_is_refused(told: dict[str, str]) -> None:
+    """Wrong: a typing mistake draws a picture as if nothing had been typed."""
+    with pytest.raises(PromptError, match=r"sometimes|much|longer"):
+        channels_of([{"name": "neon", **told}])
+
+
+def test_every_choice_of_blocks_and_steps_is_one_that_is_read() -> None:
+    """Wrong: a choice on the page that the library refuses."""
+    for blocks, _ in BLOCKS:
+        assert looked_at({"blocks": blocks})["blocks"] == blocks
+    for steps, _ in STEPS:
+        assert looked_at({"steps": steps})["steps"] == steps
+
+
 def test_a_lora_is_found_by_name_and_by_its_tensors(loras: Path, tmp_path: Path) -> None:
     """Wrong: a picture from another machine, or after a file was renamed, loses its LoRAs."""
     elsewhere = LoraUse("neon", Path("/elsewhere/neon.safetensors"), 0.8)
@@ -249,7 +325,8 @@ def test_a_strip_tells_kind_rank_and_trigger_word(loras: Path) -> None:
     (card,) = (card for card in cards_of(loras) if card.name == "neon")
     assert strip(Channel("neon", 0.8), card, "neon.png") == {
         "name": "neon", "strength": 0.8, "text": None, "muted": False, "solo": False,
-        "kind": "style, rank 8", "trigger": "bprint", "thumb": "neon.png",
+        "blocks": "", "steps": "", "negative": None, "course": None, "master": 1.0,
+        "area": "", "mask": "", "words": "", "kind": "style, rank 8", "trigger": "bprint", "thumb": "neon.png",
     }  # fmt: skip
     assert facts(Card("x", Path("x"))) == {"kind": "", "trigger": "", "thumb": None}
     assert facts(None) == {"kind": "", "trigger": "", "thumb": None}

@@ -10,7 +10,8 @@ from webui import desks
 from webui.desk import Channel, channels_of
 
 STATE = [
-    {"name": "ink", "strength": 0.7, "text": 0.5, "muted": False, "solo": False, "thumb": "thumbnail/x"},
+    {"name": "ink", "strength": 0.7, "text": 0.5, "muted": False, "solo": False, "thumb": "thumbnail/x",
+     "blocks": "up:0", "steps": "0-0.5", "negative": 0.0},
     {"name": "mine/robot", "strength": -0.3, "text": None, "muted": True, "solo": False},
 ]
 
@@ -22,7 +23,8 @@ def test_a_desk_comes_back_as_it_was(tmp_path: Path) -> None:
     desks.save(workspace, "one", STATE[:1])
     assert desks.names(workspace) == ["both", "one"]
     assert channels_of(desks.load(workspace, "both")) == (
-        Channel("ink", 0.7, 0.5), Channel("mine/robot", -0.3, muted=True),
+        Channel("ink", 0.7, 0.5, blocks="up:0", steps="0-0.5", negative=0.0),
+        Channel("mine/robot", -0.3, muted=True),
     )  # fmt: skip
     assert "thumbnail" not in (workspace.root / "desks.json").read_text(encoding="utf-8")
 

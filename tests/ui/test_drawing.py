@@ -1,5 +1,6 @@
 """Generate: the page's picture is the command line's, a drawing can be given up, and all words are taken as words."""
 
+import re
 import shlex
 import subprocess
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from playwright.sync_api import expect
 
 from diffusion_lora.generate.reading import read_request
 from tests.ui.conftest import OpenPage
+from tests.ui.hearing import violations
 from tests.ui.person import Person
 from tests.ui.process import DeskProcess, wait_for
 from tests.ui.training import train_briefly
@@ -147,3 +149,179 @@ def test_faders_obey_keys_numbers_and_clicks(person: Person, adapters: list[str]
     assert person.is_pressed(name, "solo")
     person.press(name, "remove")
     assert person.channels() == []
+
+
+@pytest.mark.slow
+def test_what_stands_behind_more_is_drawn_with_and_comes_back(
+    person: Person, desk: DeskProcess, adapters: list[str]
+) -> None:
+    """Text encoder, blocks and steps of a channel; a mistyped schedule is told in place and changes nothing."""
+    name = adapters[0]
+    person.add_channel(name)
+    person.press(name, "more")
+    person.tell_more(text="0.5", steps="0-0.5", blocks="mid:0,up:0.5")
+    more = person.page.locator("#desk-more")
+    assert violations(person.page, "more") == []
+    more.locator("[name=steps]").fill("sometimes")
+    more.locator("[name=steps]").press("Enter")
+    expect(more.locator(".told")).to_contain_text("sometimes")
+    person.page.keyboard.press("Escape")
+    expect(more).to_be_hidden()
+    expect(person.channel(name).locator("[data-act=more]")).to_be_focused()
+    person.ask_for("a red cat on a sky background", seed=2, steps=2)
+    (drawn,) = person.draw()
+    picture = desk.workspace / "pictures" / drawn
+    (use,) = read_request(picture).loras
+    assert (use.strength, use.text_strength, use.steps) == (1.0, 0.5, "0-0.5")
+    assert use.blocks == (("mid", 0.0), ("up", 0.5))
+    person.press(name, "remove")
+    person.drop_picture(picture)
+    expect(person.channel(name).locator("[data-act=more]")).to_have_attribute(
+        "aria-label", re.compile(r"text encoder 0\.50, mid:0,up:0\.5, First half")
+    )
+
+
+@pytest.mark.slow
+def test_a_grid_is_drawn_as_one_table_with_its_sheet(person: Person, desk: DeskProcess, adapters: list[str]) -> None:
+    """Two axes, one order: every picture has its own settings, and the sheet lies beside the pictures."""
+    name = adapters[1]
+    person.add_channel(name)
+    person.press(name, "mute")
+    person.ask_for("a red cat on a sky background", seed=2, steps=2)
+    person.page.locator("#desk-grid").click()
+    form = person.page.locator("#desk-grid-form")
+    expect(form.locator("[data-side=rows] [name=name]")).to_have_value(name)
+    form.locator("[data-side=rows] [name=values]").fill("")
+    expect(form.locator("#grid-go")).to_be_disabled()
+    form.locator("[data-side=rows] [name=values]").fill("0, 1")
+    form.locator("[data-side=columns] [name=key]").select_option("seed")
+    form.locator("[data-side=columns] [name=values]").fill("4, 5, 6")
+    names = person.until_drawn(form.locator("#grid-go"))
+    drawn = [read_request(desk.workspace / "pictures" / picture) for picture in names]
+    assert [(one.loras[0].strength, one.seed) for one in drawn] == [(0, 4), (0, 5), (0, 6), (1, 4), (1, 5), (1, 6)]
+    person.page.locator("#stage [data-act=sheet]").click()
+    expect(person.page.locator("#stage .sheet")).to_be_visible()
+    assert person.page.evaluate("document.querySelector('#stage .sheet').decode().then(() => true)")
+    assert len(list((desk.workspace / "pictures" / "sheets").glob("*.png"))) == 1
+
+
+@pytest.mark.slow
+def test_the_fader_of_all_is_drawn_with(person: Person, desk: DeskProcess, adapters: list[str]) -> None:
+    """Wrong: the desk says 90 % and the picture has all of every fader."""
+    person.add_channel(adapters[0])
+    person.page.locator("#desk-master").press("ArrowDown")
+    person.page.locator("#desk-master").press("ArrowDown")
+    expect(person.page.locator("#desk .percent")).to_have_text("90%")
+    person.ask_for("a red cat on a sky background", seed=2, steps=2)
+    (drawn,) = person.draw()
+    (use,) = read_request(desk.workspace / "pictures" / drawn).loras
+    assert use.strength == 0.9
+
+
+@pytest.mark.slow
+def test_a_picture_is_repainted_where_it_was_painted_and_compared(person: Person, desk: DeskProcess) -> None:
+    """From the stage to Inpaint, a stroke of the brush, and both pictures in one place; dropped, all of it is back."""
+    page = person.page
+    person.ask_for("a red cat on a sky background", seed=2, steps=4)
+    (first,) = person.draw()
+    page.locator("#stage [data-act=send]").select_option("inpaint")
+    canvas = page.locator("#source canvas")
+    expect(canvas).to_be_visible()
+    box = canvas.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 0.1, box["y"] + box["height"] * 0.5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.5, steps=4)
+    page.mouse.up()
+    person.ask_for("a blue cat on a sky background", seed=9)
+    (second,) = person.draw()
+    folder = desk.workspace / "pictures"
+    start = read_request(folder / second).start
+    assert start is not None
+    assert start.mask is not None
+    assert (start.image, start.strength) == (folder / first, 0.6)
+    before, after = (Image.open(folder / name).convert("RGB") for name in (first, second))
+    width, height = before.size
+    kept, drawn = (width // 2, 0, width, height), (0, 0, width // 2, height)
+    assert ImageChops.difference(before.crop(kept), after.crop(kept)).getbbox() is None
+    assert ImageChops.difference(before.crop(drawn), after.crop(drawn)).getbbox() is not None
+
+    page.locator("#stage [data-act=compare]").click()
+    page.locator(f"#gallery [data-name='{first}']").click()
+    edge = page.locator("#stage .compare input")
+    expect(page.locator("#stage .compare .one")).to_have_attribute("src", re.compile(second))
+    edge.press("ArrowLeft")
+    expect(edge).to_have_value("49")
+    assert violations(page, "compared") == []
+    page.keyboard.press("Escape")
+    expect(page.locator("#stage .compare")).to_be_hidden()
+
+    page.locator("#source [value=text]").check()
+    person.drop_picture(folder / second)
+    expect(page.locator("#source [value=inpaint]")).to_be_checked()
+    page.locator("#source [value=text]").check()
+
+
+@pytest.mark.slow
+def test_upscale_draws_the_picture_larger_with_its_own_settings(person: Person, desk: DeskProcess) -> None:
+    """Wrong: another picture comes, or one of the same size."""
+    person.ask_for("a red cat on a sky background", seed=2, steps=3)
+    (first,) = person.draw()
+    person.ask_for("something else", seed=3)
+    person.page.locator("#stage [data-act=send]").select_option("upscale")
+    expect(person.field("prompt")).to_have_value("a red cat on a sky background")
+    (second,) = person.draw()
+    small, large = (Image.open(desk.workspace / "pictures" / name).size for name in (first, second))
+    assert large == (2 * small[0], 2 * small[1])
+    assert read_request(desk.workspace / "pictures" / second).seed == 2
+    person.page.locator("#source [value=text]").check()
+
+
+@pytest.mark.slow
+def test_a_channel_acts_where_it_is_painted(person: Person, desk: DeskProcess, adapters: list[str]) -> None:
+    """Its area is filled without a brush, so that hands are not needed; elsewhere it changes less than it would."""
+    name = adapters[0]
+    person.ask_for("a red cat on a sky background", seed=2, steps=3)
+    (plain,) = person.draw()
+    person.add_channel(name)
+    (everywhere,) = person.draw()
+    person.press(name, "more")
+    more = person.page.locator("#desk-more")
+    more.locator("[name=area-choice]").select_option("painted")
+    more.locator(".paint-tools select").select_option("left")
+    person.page.keyboard.press("Escape")
+    expect(person.channel(name).locator(".of-blocks")).to_have_text("Where I paint")
+    (drawn,) = person.draw()
+    request = read_request(desk.workspace / "pictures" / drawn)
+    assert [use.region for use in request.loras] == ["area 1"]
+    assert request.regions[0].mask
+    mask = request.regions[0].mask_image()
+    assert mask is not None
+    width, height = mask.size
+    assert [mask.getpixel((x, height // 2)) for x in (2, width // 2 - 2, width // 2 + 2, width - 2)] == [255, 255, 0, 0]
+    base, whole, part = (
+        Image.open(desk.workspace / "pictures" / picture).convert("RGB") for picture in (plain, everywhere, drawn)
+    )
+    outside = (base.width // 2, 0, base.width, base.height)
+    changed = [_difference(base.crop(outside), other.crop(outside)) for other in (whole, part)]
+    assert changed[1] < changed[0] / 2, changed
+
+
+@pytest.mark.slow
+def test_two_channels_are_compared_when_asked(person: Person, adapters: list[str]) -> None:
+    """Wrong: nobody is told that two LoRAs are in each other's way before a picture shows it."""
+    for name in adapters:
+        person.add_channel(name)
+    person.press(adapters[0], "more")
+    person.page.locator("#desk-more [data-act=later]").click()
+    person.page.keyboard.press("Escape")
+    assert person.channels() == adapters[::-1], "a strip is moved without being dragged"
+    note = person.page.locator("#desk .note")
+    note.get_by_role("button").click()
+    expect(note.locator("p")).to_contain_text(re.compile("go their own ways|cosine"))
+
+
+def _difference(one: Image.Image, other: Image.Image) -> float:
+    """How far two pictures are apart, in all."""
+    counts = ImageChops.difference(one, other).convert("L").histogram()
+    return float(sum(value * count for value, count in enumerate(counts)))

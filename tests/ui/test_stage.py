@@ -6,9 +6,11 @@ from PIL import Image
 
 from diffusion_lora.generate.picture import save_png
 from diffusion_lora.generate.request import LoraUse, Request
-from diffusion_lora.generate.wire import Cancelled, Drawn, End, Failed, Preview, Queued, Step, Waiting
-from webui.desk import Sweep
+from diffusion_lora.generate.wire import Cancelled, Drawn, End, Failed, Preview, Queued, SheetDrawn, Step, Waiting
+from diffusion_lora.workspace import Workspace
+from webui.desk import Form, Sweep
 from webui.stage import Stage, earlier, trouble
+from webui.tables import grid_of, table_of
 
 ONE = Request("a red cat", seed=7)
 
@@ -50,6 +52,20 @@ def test_a_sweep_carries_its_values() -> None:
     assert [cell["caption"] for cell in value["cells"]] == ["0", "0.2", "0.4", "0.6", "0.8", "1", "1.2"]
     assert [cell["value"] for cell in value["cells"]] == list(sweep.values())
     assert value["sweep"] == "mine/neon"
+
+
+def test_a_grid_stands_in_its_columns_and_ends_with_a_sheet(tmp_path: Path) -> None:
+    """Wrong: a table whose pictures stand in other columns than its values, or a sheet that nobody gets to see."""
+    asked = grid_of({"rows": "guidance=2,4", "columns": "seed=1,2,3"})
+    table = table_of(Form("a red cat", seed="7"), (), asked, Workspace(tmp_path))
+    shown = Stage(table.requests, lambda path: f"at/{path}", table=table)
+    value = shown.value()
+    assert (value["columns"], value["sheet"]) == (3, "")
+    assert [cell["caption"] for cell in value["cells"]] == ["2, 1", "2, 2", "2, 3", "4, 1", "4, 2", "4, 3"]
+    assert [(request.guidance_scale, request.seed) for request in table.requests][2:4] == [(2, 3), (4, 1)]
+    shown.take(SheetDrawn("pictures/sheets/00001.png"))
+    shown.take(End(2, 10))
+    assert shown.value()["sheet"] == "at/pictures/sheets/00001.png"
 
 
 def test_several_pictures_are_told_apart_by_their_seeds() -> None:

@@ -2,12 +2,14 @@
 // picture is chosen, and how large the pictures can be, is found here.
 //
 // Events: "restore" {name}. On the window, to the desk: "desk:set" {name, strength}; to the film strip: "stage:chosen"
-// {name}; from the desk: "stage:ask".
+// {name}; to what a drawing begins with: "source:set" {mode, name}; from the desk: "stage:ask".
 
 const q = (selector) => element.querySelector(selector);
+const t = facts.texts;
 const cells = q(".cells");
 const GAP = 12, CAPTION = 28, NARROWEST_OF_ROW = 64;
-let chosen = null, alone = false, shown_order = null;
+let chosen = null, alone = false, shown_order = null, on_sheet = false;
+let kept = null;  // the picture that another one is compared with
 let current = { phase: "empty", cells: [] };
 
 const view = () => current;
@@ -16,13 +18,14 @@ const finished = () => !["waiting", "drawing"].includes(view().phase);
 function take() {
   const got = props.value || { phase: "empty", cells: [] };
   // What is wrong with an order is told over the pictures that are there; glimpses of a drawing given up go.
-  const kept = (current.cells || []).filter((cell) => cell.name);
-  current = got.keep ? { ...current, ...got, cells: kept, lines: [], examples: [], notes: [], told: "" } : got;
+  const finished_ones = (current.cells || []).filter((cell) => cell.name);
+  current = got.keep ? { ...current, ...got, cells: finished_ones, lines: [], examples: [], notes: [], told: "" } : got;
   draw();
 }
 
 // An order is under way from the click on, not from the first answer on.
 function ask() {
+  kept = null;
   current = { ...current, phase: "waiting", order: "asked", told: "", text: "", notes: [] };
   draw();
 }
@@ -36,6 +39,7 @@ function draw() {
     shown_order = order;
     chosen = null;
     alone = false;
+    on_sheet = false;
   }
   if (wanted.length === 1) chosen = 0;
   element.dataset.phase = phase;
@@ -54,8 +58,77 @@ function draw() {
   element.classList.toggle("swept", !!sweep);
   element.classList.toggle("bare", !wanted.length);
   choose(chosen, false);
+  show_sheet();
   arrange();
 }
+
+// A grid's sheet, in the place of its pictures.
+function show_sheet() {
+  const { sheet = "" } = view(), image = q(".sheet");
+  on_sheet = on_sheet && !!sheet;
+  element.classList.toggle("has-sheet", !!sheet);
+  element.classList.toggle("on-sheet", on_sheet);
+  image.hidden = !on_sheet;
+  if (on_sheet) { image.src = sheet; image.alt = t.sheet_alt; }
+  q("[data-act=sheet]").textContent = on_sheet ? t.hide_sheet : t.show_sheet;
+  q("[data-act=sheet]").setAttribute("aria-pressed", String(on_sheet));
+  const link = q("[data-act=sheet-download]");
+  link.textContent = t.download_sheet;
+  link.hidden = !on_sheet;
+  if (sheet) { link.href = sheet; link.download = sheet.split("?")[0].split("/").pop(); }
+}
+
+q("[data-act=sheet]").addEventListener("click", () => { on_sheet = !on_sheet; show_sheet(); arrange(); });
+
+// --- two pictures in one place, with an edge between them that is moved ---
+
+const compare = q(".compare"), edge = q(".compare input");
+edge.setAttribute("aria-label", t.compare_where);
+q("[data-act=send]").append(...[["", t.send], ["image", t.send_image], ["inpaint", t.send_inpaint], ["upscale", t.send_upscale]]
+  .map(([value, label]) => make("option", { value }, label)));
+q("[data-act=send]").setAttribute("aria-label", t.send);
+
+const picture_here = () => { const cell = view().cells?.[chosen]; return cell?.name ? cell : null; };
+
+function show_compare() {
+  const cell = picture_here(), button = q("[data-act=compare]");
+  const both = !!kept && !!cell && cell.src !== kept.src;
+  button.textContent = kept ? t.compare_end : t.compare;
+  button.setAttribute("aria-pressed", String(!!kept));
+  element.classList.toggle("comparing", both);
+  compare.hidden = !both;
+  if (kept) q(".hint").textContent = both ? "" : t.compare_with;
+  element.classList.toggle("has-hint", !!kept && !both);
+  if (!both) {
+    for (const image of compare.querySelectorAll("img")) image.removeAttribute("src");
+    return;
+  }
+  compare.style.setProperty("--ratio", view().ratio || 1);
+  for (const [name, picture] of [["one", kept], ["other", cell]]) {
+    q(`.compare .${name}`).src = picture.src;
+    q(`.compare .${name}`).alt = picture.alt || picture.name;
+  }
+  move_edge();
+}
+
+function move_edge() {
+  compare.style.setProperty("--edge", `${edge.value}%`);
+  edge.setAttribute("aria-valuetext", `${edge.value} %`);
+}
+
+edge.addEventListener("input", move_edge);
+
+function end_compare() {
+  kept = null;
+  choose(chosen, false);
+  arrange();
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || !kept || !here() || document.querySelector(":popover-open")) return;
+  end_compare();
+  q("[data-act=compare]").focus();
+});
 
 function blank() {
   return make("figure", { tabindex: "0", role: "button" }, make("div", { class: "frame" }, make("img", { alt: "", draggable: "false" })), make("figcaption"));
@@ -114,6 +187,7 @@ function choose(index, tell = true) {
     q("[data-act=download]").setAttribute("href", cell.src);
     q("[data-act=download]").setAttribute("download", cell.name);
   }
+  show_compare();
   window.dispatchEvent(new CustomEvent("stage:chosen", { detail: { name: cell?.name ?? null } }));
   if (tell && cell && sweep && typeof cell.value === "number") {
     window.dispatchEvent(new CustomEvent("desk:set", { detail: { name: sweep, strength: cell.value } }));
@@ -147,8 +221,8 @@ cells.addEventListener("keydown", (event) => {
 
 // The columns with which the pictures are largest; a sweep stays one row as long as it can be seen there.
 function arrange() {
-  const { cells: wanted = [], ratio = 1, sweep } = view();
-  if (!wanted.length) return;
+  const { cells: wanted = [], ratio = 1, sweep, columns: fixed = 0 } = view();
+  if (!wanted.length || on_sheet) return;
   const width = cells.clientWidth, height = cells.clientHeight;
   if (!width || !height) return;
   const count = alone ? 1 : wanted.length;
@@ -162,8 +236,9 @@ function arrange() {
   let best = 1;
   for (let columns = 2; columns <= count; columns += 1) if (side(columns) > side(best)) best = columns;
   const in_row = Math.min(side(count), Math.floor((width - 6 * (count - 1)) / count));
+  if (fixed && !alone) best = fixed;
   if (sweep && !alone && in_row >= NARROWEST_OF_ROW) best = count;
-  const size = Math.max(48, side(best));
+  const size = Math.max(fixed ? 24 : 48, side(best));
   cells.style.setProperty("--columns", best);
   cells.style.setProperty("--side", `${size}px`);
   cells.style.setProperty("--ratio", ratio);
@@ -191,6 +266,13 @@ q(".actions").addEventListener("click", async (event) => {
   const button = event.target.closest("[data-act]");
   const cell = view().cells?.[chosen];
   if (!button || !cell?.name) return;
+  if (button.dataset.act === "compare") {
+    if (kept) return end_compare();
+    kept = cell;
+    choose(chosen, false);
+    edge.value = 50;
+    return;
+  }
   if (button.dataset.act === "restore") trigger("restore", { name: cell.name });
   if (button.dataset.act === "command") {
     const text = await server.command_of(cell.name);
@@ -200,6 +282,15 @@ q(".actions").addEventListener("click", async (event) => {
     button.textContent = "Copied";
     setTimeout(() => { button.textContent = before; }, 1600);
   }
+});
+
+q("[data-act=send]").addEventListener("change", (event) => {
+  const mode = event.target.value, cell = picture_here();
+  event.target.value = "";
+  if (!mode || !cell) return;
+  // Drawn larger is the picture itself: with its own words and seed.
+  if (mode === "upscale") trigger("restore", { name: cell.name, mode });
+  else window.dispatchEvent(new CustomEvent("source:set", { detail: { mode, name: cell.name } }));
 });
 
 // --- the page around ------------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ browser alone. What is drawn is saved by the engine, so that closing the page lo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,25 @@ import gradio as gr
 from diffusion_lora.errors import UserError
 from diffusion_lora.families.pocket.words import pocket_words
 from diffusion_lora.generate.reading import read_request
+from diffusion_lora.generate.region import BOXES
 from diffusion_lora.generate.request import Request
 from diffusion_lora.generate.samplers import SAMPLERS
-from diffusion_lora.generate.wire import Drawn, Start, Step
+from diffusion_lora.generate.start import UPSCALERS
+from diffusion_lora.generate.wire import DrawingEvent, Drawn, Start, Step
 from diffusion_lora.layouts.layout import layout_named
 from diffusion_lora.lora.card import Card
 from diffusion_lora.run import Run
-from webui import desk, desks, stage, who
+from webui import desk, desks, knobs, stage, tables, who
 from webui.component import component
 from webui.context import Context, Links
 from webui.desk import Form
 from webui.files import Thumbnails, picture_url
 from webui.gallery import Film, newest, picture_named, thumb
+from webui.meetings import Meetings
 from webui.notices import tell
 from webui.owners import pictures_of
+from webui.sources import MAX_SENT_PX, MODES, NOTHING, Source, picture_of, sent, source_of, state_of
+from webui.texts import AXES, DESK, PAINT, SOURCE, STAGE
 
 _SECONDS_BETWEEN_STEPS = 0.1
 _SILENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -68,27 +74,43 @@ class _Generate:
         self._workspace = context.workspace
         self._orders: dict[str, _Order] = {}
         self.film = Film(context.workspace, thumbnails.url)
+        self._meetings = Meetings(context.workspace)
 
     # --- drawing ---
 
     def draw(self, request: gr.Request, *values: Any) -> Iterator[Any]:
         """Draw what form and desk say. Yields the stage and the film strip."""
-        form, state = _form(values[:-1]), values[-1]
+        form, state, source = self._read(values, who.of(request))
         yield from self._drawn(
-            lambda: desk.requests_of(form, desk.channels_of(state), self._workspace), None, request
+            lambda: stage.Stage(
+                source().of(desk.requests_of(form, desk.channels_of(state), self._workspace)), self._url
+            ),
+            request,
         )
 
     def sweep(self, asked: gr.EventData, request: gr.Request, *values: Any) -> Iterator[Any]:
         """Draw one channel at several strengths, as one batch."""
-        form, state = _form(values[:-1]), values[-1]
-        try:
+        form, state, source = self._read(values, who.of(request))
+
+        def swept() -> stage.Stage:
             wanted = desk.sweep_of(asked._data or {})
-        except UserError as error:
-            yield stage.trouble(str(error)), gr.skip()
-            return
-        yield from self._drawn(
-            lambda: desk.sweep_requests(form, desk.channels_of(state), wanted, self._workspace), wanted, request
-        )
+            requests = desk.sweep_requests(form, desk.channels_of(state), wanted, self._workspace)
+            return stage.Stage(source().of(requests), self._url, wanted)
+
+        yield from self._drawn(swept, request)
+
+    def grid(self, asked: gr.EventData, request: gr.Request, *values: Any) -> Iterator[Any]:
+        """Draw a table of pictures along two axes, and a sheet of them."""
+        form, state, source = self._read(values, who.of(request))
+
+        def table() -> stage.Stage:
+            found = tables.table_of(
+                form, desk.channels_of(state), tables.grid_of(asked._data or {}), self._workspace
+            )
+            found = tables.begun(found, source())
+            return stage.Stage(found.requests, self._url, table=found)
+
+        yield from self._drawn(table, request)
 
     def cancel(self, request: gr.Request) -> None:
         """Give up what this browser waits for; it takes effect within a step."""
@@ -98,17 +120,22 @@ class _Generate:
             if order.id:
                 self._context.engine.cancel(order.id)
 
-    def _drawn(self, ask: Callable[[], list[Request]], sweep: desk.Sweep | None, request: gr.Request) -> Iterator[Any]:
+    def _read(self, values: tuple[Any, ...], user: str) -> tuple[Form, Any, Callable[[], Source]]:
+        """Form, channels, and what the picture begins with, which may turn out to be a mistake."""
+        *form, state, source = values
+        return _form(tuple(form)), state, partial(source_of, source, self._workspace, user)
+
+    def _drawn(self, ask: Callable[[], stage.Stage], request: gr.Request) -> Iterator[Any]:
         session = _session(request)
         self.cancel(request)  # a new order takes the place of the one before
         order = self._orders[session] = _Order()
         try:
             try:
-                requests = ask()
+                shown = ask()
             except UserError as error:
                 yield stage.trouble(str(error)), gr.skip()
                 return
-            yield from self._follow(order, session, stage.Stage(requests, self._url, sweep), who.of(request))
+            yield from self._follow(order, session, shown, who.of(request))
         finally:
             if self._orders.get(session) is order:
                 del self._orders[session]
@@ -116,7 +143,7 @@ class _Generate:
     def _follow(self, order: _Order, session: str, shown: stage.Stage, user: str) -> Iterator[Any]:
         yield shown.value(), gr.skip()
         told = 0.0
-        with closing(self._context.engine.generate(shown.requests, previews=True, owner=user)) as events:
+        with closing(self._asked(shown, user)) as events:
             for event in events:
                 if self._orders.get(session) is not order:
                     return
@@ -130,6 +157,16 @@ class _Generate:
                     continue
                 told = time.monotonic()
                 yield shown.value(), self.film.value(user) if isinstance(event, Drawn) else gr.skip()
+
+    def _asked(self, shown: stage.Stage, user: str) -> Generator[DrawingEvent, None, None]:
+        engine = self._context.engine
+        if shown.table is None:
+            return engine.generate(shown.requests, previews=True, owner=user)
+        table = shown.table
+        asked = table.asked
+        return engine.grid(
+            table.request, asked.rows, asked.columns, title=table.request.prompt, theme=asked.theme, owner=user
+        )
 
     # --- what was drawn ---
 
@@ -159,16 +196,19 @@ class _Generate:
     def restore(self, asked: gr.EventData, request: gr.Request) -> list[Any]:
         """The settings of the picture on the stage."""
         try:
-            return self._restored(self._picture(_name(asked), who.of(request)))
+            back = self._restored(self._picture(_name(asked), who.of(request)), who.of(request))
         except UserError as error:
             return _unchanged(stage.trouble(str(error)))
+        if (asked._data or {}).get("mode") == "upscale":
+            back[-2] = {**NOTHING, **back[-2], "mode": "upscale"}
+        return back
 
-    def drop(self, file: str | None) -> list[Any]:
+    def drop(self, file: str | None, request: gr.Request) -> list[Any]:
         """The settings of a picture from outside; the file field is empty again for the next."""
         if file is None:
             return [None, *_unchanged(gr.skip())]
         try:
-            return [None, *self._restored(Path(file))]
+            return [None, *self._restored(Path(file), who.of(request))]
         except UserError as error:
             # The upload's own folder says nothing to a person.
             return [None, *_unchanged(stage.trouble(str(error).replace(str(Path(file).parent) + "/", "")))]
@@ -179,13 +219,13 @@ class _Generate:
             request = read_request(self._picture(str(name), who.is_asking()))
         except UserError as error:
             return f"# {error}"
-        return desk.command(request, device=self._context.device)
+        return desk.command(request, device=self._context.device, file_of=self._file_of)
 
-    def command(self, *values: Any) -> tuple[Any, Any]:
+    def command(self, request: gr.Request, *values: Any) -> tuple[Any, Any]:
         """The command that draws what form and desk say."""
-        form, state = _form(values[:-1]), values[-1]
+        form, state, source = self._read(values, who.of(request))
         try:
-            requests = desk.requests_of(form, desk.channels_of(state), self._workspace)
+            requests = source().of(desk.requests_of(form, desk.channels_of(state), self._workspace))
         except UserError as error:
             return "", stage.trouble(str(error))
         text = desk.command(
@@ -194,8 +234,25 @@ class _Generate:
             base=self._context.base,
             device=self._context.device,
             seeded=form.seed.strip() not in ("", "-1"),
+            file_of=self._file_of,
         )
         return text, gr.skip()
+
+    # --- what it begins with ---
+
+    def picture(self, name: Any) -> dict[str, Any]:
+        """A picture of the film strip, to begin with."""
+        user = who.is_asking()
+        path = self._picture(str(name), user)
+        return picture_of(path, self._workspace, user, picture_url(self._workspace, path))
+
+    def keep(self, data: Any) -> dict[str, Any]:
+        """A picture from the person's own machine, to begin with."""
+        path = sent(data, self._workspace)
+        return picture_of(path, self._workspace, who.is_asking(), self._small(path))
+
+    def _file_of(self, mask: str) -> Path:
+        return sent(mask, self._workspace)
 
     # --- the desk ---
 
@@ -214,6 +271,10 @@ class _Generate:
                 for card in self._context.engine.adapters()
             ],
         }
+
+    def meetings(self, asked: Any) -> dict[str, Any]:
+        """What the LoRAs on the desk do to each other."""
+        return self._meetings.of(asked or {})
 
     def open_adapter(self, name: str, prompt: str, state: Any) -> list[Any]:
         """Put a LoRA that another tab names on the desk, with words to begin with where the prompt is empty."""
@@ -256,14 +317,16 @@ class _Generate:
     def _thumb(self, name: str) -> str | None:
         return thumb(self._workspace, name, self._small)
 
-    def _restored(self, picture: Path) -> list[Any]:
+    def _restored(self, picture: Path, user: str) -> list[Any]:
         cards = {card.name: card for card in self._context.engine.adapters()}
         request = read_request(picture)
         found = desk.restore(request, list(cards.values()), base=self._context.engine.status().base)
         strips = [desk.strip(channel, cards.get(channel.name), self._thumb(channel.name)) for channel in found.channels]
+        source, missing = state_of(request, self._workspace, user, self._small)
+        told = (*found.told, missing) if missing else found.told
         ours = picture.is_relative_to(self._workspace.pictures)
-        shown = self._earlier(picture, found.told) if ours else self._foreign(request, found.told)
-        return [*astuple(found.form), strips, shown]
+        shown = self._earlier(picture, told) if ours else self._foreign(request, told)
+        return [*astuple(found.form), strips, source, shown]
 
     def _earlier(self, picture: Path, notes: tuple[str, ...] = ()) -> dict[str, Any]:
         src = picture_url(self._workspace, picture)
@@ -309,6 +372,17 @@ def generate_tab(context: Context, links: Links) -> None:
                 with gr.Column(elem_id="seed-place", min_width=60, scale=2):
                     seed = gr.Textbox(label="Seed", placeholder="any", max_lines=1, elem_id="seed")
                     roll = gr.Button("Roll", elem_id="seed-roll", elem_classes="quiet", size="sm")
+            source = component(
+                "source",
+                dict(NOTHING),
+                elem_id="source",
+                server=[page.picture, page.keep],
+                facts={
+                    "texts": SOURCE, "modes": MODES, "nothing": NOTHING, "boxes": BOXES, "upscalers": UPSCALERS,
+                    "most_px": MAX_SENT_PX,
+                },
+                also=["paint"],
+            )
             with gr.Accordion("Saved desks", open=False, elem_classes="fold", elem_id="desks"):
                 desk_name = gr.Dropdown(
                     desks.names(context.workspace), label="Name", allow_custom_value=True, elem_id="desk-name"
@@ -324,23 +398,37 @@ def generate_tab(context: Context, links: Links) -> None:
                 cancel = gr.Button("Cancel", elem_id="generate-cancel")
                 copy = gr.Button("Copy as command", elem_id="copy-command", elem_classes="quiet", size="sm")
                 line = gr.Textbox(show_label=False, container=False, lines=2, elem_id="command", interactive=True)
-        shown = component("stage", stage.empty(()), elem_id="stage", server=[page.start, page.command_of])
+        shown = component(
+            "stage", stage.empty(()), elem_id="stage", server=[page.start, page.command_of], facts={"texts": STAGE}
+        )
         strip = component("gallery", None, elem_id="gallery")
-        strips = component("desk", [], elem_id="desk", server=[page.loras])
+        strips = component(
+            "desk",
+            [],
+            elem_id="desk",
+            server=[page.loras, knobs.looked_at, page.meetings],
+            facts={
+                "texts": {**PAINT, **DESK}, "blocks": knobs.BLOCKS, "steps": knobs.STEPS, "axes": AXES,
+                "most": desk.MAX_PICTURES, "boxes": BOXES,
+            },
+            also=["paint"],
+        )
 
-    form = [prompt, negative, width, height, pictures, steps, scale, sampler, seed]
+    form: list[Any] = [prompt, negative, width, height, pictures, steps, scale, sampler, seed]
     order: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "multiple", **_SILENT}
-    go.click(page.draw, [*form, strips], [shown, strip], **order)
-    strips.sweep(page.sweep, [*form, strips], [shown, strip], **order)
+    go.click(page.draw, [*form, strips, source], [shown, strip], **order)
+    strips.sweep(page.sweep, [*form, strips, source], [shown, strip], **order)
+    strips.grid(page.grid, [*form, strips, source], [shown, strip], **order)
     cancel.click(page.cancel, queue=False, **_SILENT)
 
     roll.click(None, None, seed, js=_ROLL, **_SILENT)
-    copy.click(page.command, [*form, strips], [line, shown], **_SILENT).then(None, line, None, js=_COPY, **_SILENT)
+    copied = copy.click(page.command, [*form, strips, source], [line, shown], **_SILENT)
+    copied.then(None, line, None, js=_COPY, **_SILENT)
     keep.click(page.save_desk, [desk_name, strips], [desk_name, shown], **_SILENT)
     fetch.click(page.load_desk, desk_name, [strips, shown], **_SILENT)
     strip.select(page.select, None, shown, **_SILENT)
-    shown.restore(page.restore, None, [*form, strips, shown], **_SILENT)
-    drop.upload(page.drop, drop, [drop, *form, strips, shown], **_SILENT)
+    shown.restore(page.restore, None, [*form, strips, source, shown], **_SILENT)
+    drop.upload(page.drop, drop, [drop, *form, strips, source, shown], **_SILENT)
     links.open_adapter.change(
         page.open_adapter, [links.open_adapter, prompt, strips], [links.open_adapter, prompt, strips], **_SILENT
     )
@@ -355,8 +443,8 @@ def _form(values: tuple[Any, ...]) -> Form:
 
 
 def _unchanged(shown: Any) -> list[Any]:
-    """Nothing for the form and the desk, `shown` for the stage."""
-    return [*[gr.skip()] * 10, shown]
+    """Nothing for form, desk and what it begins with, `shown` for the stage."""
+    return [*[gr.skip()] * 11, shown]
 
 
 def _short(card: Card) -> str:
