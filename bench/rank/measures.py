@@ -22,6 +22,7 @@ from diffusion_lora.lora.adapter import Adapter, read_adapter
 from diffusion_lora.lora.inject import select_layers
 from diffusion_lora.lora.spectrum import spectrum
 from diffusion_lora.lora.weights import Full
+from diffusion_lora.run import write_atomically
 from recipes.pocket.judge.prompts import read_lora
 from recipes.pocket.judge.studio import Studio, judge_style
 from recipes.pocket.make_sets import STYLE
@@ -31,11 +32,16 @@ _RATE = 1e-4  # of the full fine-tuning; its weights are no zeros to begin with
 
 
 def judged(studio: Studio, file: Path, prompts: int) -> dict[str, float]:
-    """Style, object and both, in percent of the pictures of prompts outside the set, at strength 1."""
-    report, pictures = judge_style(studio, read_lora()[:prompts], STYLE, LoraUse(file.stem, file), (1.0,))
-    for number, picture in enumerate(pictures[:4]):
-        picture.save(file.with_name(f"{file.stem}-{number}.png"))
-    return {name: report[1.0][name] for name in ("present", "object", "style and object")}
+    """Style, object and both, in percent of the pictures of prompts outside the set, at strength 1; kept beside it."""
+    told = file.with_name(f"{file.stem}-judged-{prompts}.json")
+    if not told.exists():
+        report, pictures = judge_style(studio, read_lora()[:prompts], STYLE, LoraUse(file.stem, file), (1.0,))
+        for number, picture in enumerate(pictures[:4]):
+            picture.save(file.with_name(f"{file.stem}-{number}.png"))
+        shares = {name: report[1.0][name] for name in ("present", "object", "style and object")}
+        write_atomically(told, json.dumps(shares).encode())
+    found: dict[str, float] = json.loads(told.read_text())
+    return found
 
 
 def likeness(one: Path, other: Path) -> float:
