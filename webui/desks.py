@@ -36,6 +36,8 @@ def save(workspace: Workspace, name: str, state: Any) -> str:
     kept = [{key: channel.get(key) for key in _KEPT} for channel in state]
     name = check_name(name.strip())
     data = json.dumps({**_read(workspace), name: kept}, ensure_ascii=False, indent=1)
+    if len(data.encode()) > _MAX_BYTES:
+        raise PromptError(f"the saved desks would be larger than {_MAX_BYTES >> 20} MB: paint smaller areas here")
     write_atomically(_file(workspace), data.encode())
     return name
 

@@ -218,7 +218,7 @@ DESK: Texts = {
     "steps_typed": "Factor by step",
     "steps_hint": "0-0.5, or 0:1 0.5:0.4 1:0",
     "by_hand": "By hand",
-    "negative": "In the half that leaves out",
+    "negative": "In what is left out",
     "the_same": "the same",
     "area": "Where it acts",
     "area_": "Everywhere",

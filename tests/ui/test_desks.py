@@ -29,7 +29,7 @@ def test_a_desk_comes_back_as_it_was(tmp_path: Path) -> None:
     assert "thumbnail" not in (workspace.root / "desks.json").read_text(encoding="utf-8")
 
 
-def test_what_is_no_desk_is_a_sentence(tmp_path: Path) -> None:
+def test_what_is_no_desk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = Workspace.open(tmp_path)
     with pytest.raises(PromptError, match="empty"):
         desks.save(workspace, "x", [])
@@ -39,6 +39,11 @@ def test_what_is_no_desk_is_a_sentence(tmp_path: Path) -> None:
         desks.save(workspace, "x", [{"name": "ink", "strength": "nan"}])
     with pytest.raises(PromptError, match="there is no desk"):
         desks.load(workspace, "x")
+    monkeypatch.setattr(desks, "_MAX_BYTES", 400)
+    desks.save(workspace, "small", [{"name": "ink"}])
+    with pytest.raises(PromptError, match="larger"):
+        desks.save(workspace, "large", [{"name": "ink"}] * 9)
+    assert desks.names(workspace) == ["small"], "those before are still there"
     (tmp_path / "desks.json").write_text("{", encoding="utf-8")
     with pytest.raises(PromptError, match="cannot be read"):
         desks.load(workspace, "x")

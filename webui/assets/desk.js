@@ -274,10 +274,12 @@ function take_area(name, input) {
   return null;
 }
 
-// Above what was clicked, and inside the window.
+// Above what was clicked, or beside its strip where there is no room above; inside the window.
 function beside(panel, button) {
   const at = button.getBoundingClientRect(), size = panel.getBoundingClientRect();
-  panel.style.left = `${Math.max(8, Math.min(at.left, window.innerWidth - size.width - 8))}px`;
+  const strip = button.closest(".strip")?.getBoundingClientRect();
+  const right = strip && size.height > at.top - 16 && strip.right + size.width + 16 < window.innerWidth;
+  panel.style.left = `${Math.max(8, Math.min(right ? strip.right + 8 : at.left, window.innerWidth - size.width - 8))}px`;
   panel.style.top = `${Math.max(8, Math.min(at.top - size.height - 8, window.innerHeight - size.height - 8))}px`;
 }
 
