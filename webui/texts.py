@@ -216,7 +216,7 @@ DESK: Texts = {
     "blocks_hint": "down:0.5,mid:1",
     "steps": "Steps",
     "steps_typed": "Factor by step",
-    "steps_hint": "0-0.5, or 0:1 0.5:0.4 1:0",
+    "steps_hint": "0-0.5, 0:1 1:0",
     "by_hand": "By hand",
     "negative": "In what is left out",
     "the_same": "the same",

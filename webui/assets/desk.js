@@ -246,9 +246,9 @@ let area_paint = null;
 function fill_area(channel) {
   const kind = kind_of_area(channel.area), place = more.querySelector(".area-place");
   of_more("area-choice").value = kind;
-  of_more("box").value = kind === "box" ? channel.area : "";
+  put_in("box", kind === "box" ? channel.area : "");
   of_more("box").hidden = kind !== "box";
-  of_more("words").value = channel.words || "";
+  put_in("words", channel.words || "");
   of_more("words").hidden = !kind;
   if (kind !== "painted") { place.replaceChildren(); area_paint = null; return; }
   if (area_paint) return;
@@ -285,12 +285,15 @@ function beside(panel, button) {
 
 const of_more = (name) => more.querySelector(`[name="${name}"]`);
 
+// What is being typed is left alone.
+const put_in = (name, value) => { if (document.activeElement !== of_more(name)) of_more(name).value = value; };
+
 function fill_more(channel) {
   of_more("text-fader").value = set_to(channel.text) ? channel.text : channel.strength;
-  of_more("text").value = set_to(channel.text) ? said(channel.text) : "";
-  of_more("negative").value = set_to(channel.negative) ? said(channel.negative) : "";
+  put_in("text", set_to(channel.text) ? said(channel.text) : "");
+  put_in("negative", set_to(channel.negative) ? said(channel.negative) : "");
   for (const [key, choices] of [["blocks", facts.blocks], ["steps", facts.steps]]) {
-    of_more(key).value = channel[key] || "";
+    put_in(key, channel[key] || "");
     of_more(`${key}-choice`).value = choices.some(([value]) => value === (channel[key] || "")) ? channel[key] || "" : "by hand";
   }
   bend(more.querySelector("svg"), channel.course);
@@ -309,10 +312,17 @@ async function take_more(input) {
   const key = input.name.replace("-choice", "");
   if (key === "blocks" || key === "steps") {
     const value = input.value === "by hand" ? of_more(key).value : input.value;
-    const wanted = { name, steps: now().steps || "", blocks: now().blocks || "", [key]: value };
-    const answer = await asked(() => server.looked_at(wanted));
-    if (answer.problem) { if (told_of === name) tell_in(more.querySelector(".told"), answer.problem, true); return; }
+    const before = now()[key] || "";
+    // Set at once, for a picture may be asked for before the answer is there; what is wrong is taken back.
+    patch(name, { [key]: value });
+    const answer = await asked(() => server.looked_at({ name, [key]: value }));
     if (!now()) return;
+    if (answer.problem) {
+      if (now()[key] === value) patch(name, { [key]: before });
+      if (told_of === name) tell_in(more.querySelector(".told"), answer.problem, true);
+      return;
+    }
+    if (now()[key] !== value) return;
     // Only what was asked about: the other may have been changed meanwhile.
     patch(name, key === "steps" ? { steps: answer.steps, course: answer.course } : { blocks: answer.blocks });
     if (input.value === "by hand" && told_of === name) { fill_more(now()); of_more(`${key}-choice`).value = "by hand"; of_more(key).focus(); return; }
