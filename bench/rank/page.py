@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from bench.rank.plots import plot
+from bench.rank.plots import bars, plot
 
 _PARTS = ("weights", "gradients", "moments")
 
@@ -27,7 +27,6 @@ def _quality(facts: Mapping[str, Any]) -> str:
     lines = {
         "style": [row["judged"]["present"] for row in rows],
         "object": [row["judged"]["object"] for row in rows],
-        "both": [row["judged"]["style and object"] for row in rows],
     }
     return plot("Judged right, % of the pictures", "rank", _names(rows), lines)
 
@@ -63,11 +62,13 @@ def _spectrum(facts: Mapping[str, Any]) -> str:
 
 
 def _memory(facts: Mapping[str, Any]) -> str:
-    trained = ("all weights", "LoRA, rank 16")
-    names = [f"{what}, {bits}-bit Adam" for what in trained for bits in (32, 8)]
-    rows = [facts["memory"][f"SD 1.5, {name}"] for name in names]
-    lines = {part: [row[part] / 2**30 for row in rows] for part in _PARTS}
-    return plot("SD 1.5's UNet: GiB of what is trained", "", [name.replace(", rank 16", "") for name in names], lines)
+    rows = {
+        f"{what}, {bits}-bit Adam": facts["memory"][f"SD 1.5, {what}, {bits}-bit Adam"]
+        for what in ("all weights", "LoRA, rank 16")
+        for bits in (32, 8)
+    }
+    sizes = {name: {part: row[part] / 2**30 for part in _PARTS} for name, row in rows.items()}
+    return bars("SD 1.5's UNet: what is trained", sizes, "GiB")
 
 
 def _text(facts: Mapping[str, Any]) -> str:
@@ -113,8 +114,8 @@ and the activations come on top.
 def _rank_row(row: Mapping[str, Any]) -> Sequence[object]:
     judged = row["judged"]
     return (
-        row["rank"], judged["present"], judged["object"], judged["style and object"], f"{row['loss']:.4f}",
-        f"{row['change']:.2f}", f"{row['bytes'] / 1e6:.2f} MB", f"{row['seconds_a_step']:.3f} s",
+        row["rank"], *(f"{judged[name]:.1f}" for name in ("present", "object", "style and object")),
+        f"{row['loss']:.4f}", f"{row['change']:.2f}", f"{row['bytes'] / 1e6:.2f} MB", f"{row['seconds_a_step']:.3f} s",
     )  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def _of_coupling(facts: Mapping[str, Any]) -> str:
         (
             f"{row['alpha']:g}", f"{row['lr']:g}", f"{row['alpha'] / coupled['middle']['rank'] * row['lr']:g}",
             "same" if row["on_the_diagonal"] else "", f"{row['loss']:.4f}", f"{row['change']:.2f}",
-            f"{row['likeness']:.2f}", row["judged"]["present"], row["judged"]["object"],
+            f"{row['likeness']:.2f}", f"{row['judged']['present']:.1f}", f"{row['judged']['object']:.1f}",
         )
         for row in coupled["rows"]
     ]  # fmt: skip
@@ -168,9 +169,9 @@ def _said_of_ranks(rows: Sequence[Mapping[str, Any]], prompts: int) -> str:
     best = max(rows, key=lambda row: (right(row), -row["rank"]))
     least = next(row for row in rows if right(row) >= 0.95 * right(best))
     return (
-        f"Most pictures are right in both at rank {best['rank']}; rank {least['rank']} is the lowest within a\n"
-        f"twentieth of it, with {least['bytes'] / rows[-1]['bytes']:.0%} of the bytes of rank {rows[-1]['rank']}. "
-        f"One picture of {prompts} is {100 / prompts:.0f} %, so\ndifferences of that size say nothing."
+        f"Most pictures are right in both at rank {best['rank']}; the lowest rank within a twentieth of that is "
+        f"{least['rank']}, with\n{least['bytes'] / rows[-1]['bytes']:.0%} of the bytes of rank {rows[-1]['rank']}. "
+        f"One picture of {prompts} is {100 / prompts:.0f} %, so differences of that size say nothing."
     )
 
 

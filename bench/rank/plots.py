@@ -42,6 +42,37 @@ def plot(title: str, below: str, places: Sequence[str], lines: Mapping[str, Sequ
         parts.append(f'<rect x="{across}" y="31" width="12" height="12" rx="2" fill="{colour}"/>')
         parts.append(f'<text x="{across + 18}" y="42">{escape(name)}</text>')
         across += 34 + 7 * len(name)
+    return _drawn(title, parts)
+
+
+def bars(title: str, rows: Mapping[str, Mapping[str, float]], unit: str) -> str:
+    """One bar a row, its parts one after the other, their sum behind it."""
+    most = max(sum(parts.values()) for parts in rows.values())
+    left, step = 210, (_BOTTOM - _TOP) / len(rows)
+    wide = (_RIGHT - left - 80) / most
+    parts = [f'<text x="{_LEFT}" y="20" font-size="15" font-weight="600">{escape(title)}</text>']
+    across = _LEFT
+    names = next(iter(rows.values()))
+    for name, colour in zip(names, _COLOURS, strict=False):
+        parts.append(f'<rect x="{across}" y="31" width="12" height="12" rx="2" fill="{colour}"/>')
+        parts.append(f'<text x="{across + 18}" y="42">{escape(name)}</text>')
+        across += 34 + 7 * len(name)
+    for number, (row, values) in enumerate(rows.items()):
+        top, from_left = _TOP + step * number + 8, float(left)
+        middle = top + (step - 16) / 2 + 4
+        parts.append(f'<text x="{left - 10}" y="{middle:.1f}" text-anchor="end">{escape(row)}</text>')
+        for value, colour in zip(values.values(), _COLOURS, strict=False):
+            parts.append(
+                f'<rect x="{from_left:.1f}" y="{top:.1f}" width="{wide * value:.1f}" height="{step - 16:.1f}" '
+                f'fill="{colour}"/>'
+            )
+            from_left += wide * value
+        told = f"{sum(values.values()):.2f} {unit}"
+        parts.append(f'<text x="{from_left + 8:.1f}" y="{middle:.1f}">{escape(told)}</text>')
+    return _drawn(title, parts)
+
+
+def _drawn(title: str, parts: Sequence[str]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         f'aria-label="{escape(title)}" font-family="system-ui, sans-serif" font-size="12" fill="#6b7480">'

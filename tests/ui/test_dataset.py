@@ -136,12 +136,12 @@ def test_what_is_begun_before_the_first_set_has_come_stays(desk: DeskProcess, op
     page.route("**/component_server/**", lambda route: held.append(route))
     page.reload()
     Person(page).go_to("dataset")
-    page.locator("#dataset-desk [data-act=new]").click()
+    page.locator("#dataset-desk").get_by_role("button", name="New set").click()  # it has its words from its script
     line = page.locator("#dataset-desk .line input")
     line.fill("cats")
     wait_for("the page to ask for the first set", lambda: page.wait_for_timeout(50) or held)
     page.unroute("**/component_server/**")  # which lets go what was held
-    expect(page.locator("#dataset-desk .card").first).to_be_visible()
+    expect(page.locator("#dataset-desk .pictures > *").first).to_be_visible()
     expect(line).to_have_value("cats")
 
 
@@ -149,15 +149,16 @@ def test_a_person_makes_a_set(desk: DeskProcess, open_page: OpenPage) -> None:
     person = Person(open_page(desk.url).page)
     page = person.page
     person.go_to("dataset")
-    page.locator("#dataset-desk [data-act=new]").click()
+    page.locator("#dataset-desk").get_by_role("button", name="New set").click()  # it has its words from its script
     page.locator("#dataset-desk .line input").fill("cats")
     page.locator("#dataset-desk .line .go").click()
+    folder = desk.workspace / "datasets" / "cats"
+    expect(page.locator("#dataset-desk .set")).to_have_value(str(folder))
     expect(page.locator("#dataset-desk .pictures .empty")).to_be_visible()
     files = [{"name": f"{name}.png", "mimeType": "image/png", "buffer": picture()} for name in "abc"]
     files.append({"name": "a.txt", "mimeType": "text/plain", "buffer": b"a red cat"})
     page.locator("#dataset-desk .add-files").set_input_files(files)
     expect(page.locator("#dataset-desk .card")).to_have_count(3)
-    folder = desk.workspace / "datasets" / "cats"
     area = page.locator("#dataset-desk [data-picture='b.png'] textarea")
     area.fill("a blue cat")
     expect(page.locator("#dataset-desk [data-picture='b.png'] .state")).to_have_text("saved")
