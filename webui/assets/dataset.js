@@ -49,7 +49,7 @@ chooser.addEventListener("change", () => {
 });
 
 async function open(folder, keep = false) {
-  const turn = ++opening, asking = sheet.firstChild;
+  const turn = ++opening, asking = set ? sheet.firstChild : null;  // the first set opens by itself: what is asked stays
   const found = await asked(() => server.open(folder));
   if (turn !== opening) return;
   if (!found.problem && !found.there) found.problem = found.empty;
