@@ -33,11 +33,12 @@ def _quality(facts: Mapping[str, Any]) -> str:
 
 def _size(facts: Mapping[str, Any]) -> str:
     rows = facts["ranks"]
+    last = rows[-1]
     lines = {
-        "file, MB": [row["bytes"] / 1e6 for row in rows],
-        "a step, s": [row["seconds_a_step"] for row in rows],
+        "file": [100 * row["bytes"] / last["bytes"] for row in rows],
+        "a step's time": [100 * row["seconds_a_step"] / last["seconds_a_step"] for row in rows],
     }
-    return plot("Size of the file and time of a step", "rank", _names(rows), lines)
+    return plot(f"Size of the file and time of a step, % of rank {last['rank']}'s", "rank", _names(rows), lines)
 
 
 def _coupling(facts: Mapping[str, Any]) -> str:
@@ -53,7 +54,7 @@ def _coupling(facts: Mapping[str, Any]) -> str:
 
 def _spectrum(facts: Mapping[str, Any]) -> str:
     curves = facts["spectrum"]["curves"]
-    longest = max(map(len, curves.values()))
+    longest = facts["spectrum"]["rank"] + 1  # beyond it the LoRA has nothing
     lines = {
         name: [100 * (curves[key] + [curves[key][-1]] * longest)[rank] for rank in range(longest)]
         for name, key in ((f"LoRA of rank {facts['spectrum']['rank']}", "lora"), ("full fine-tuning", "full"))
