@@ -1,7 +1,8 @@
-"""Plots as SVG files that read on light and dark pages: lines over named places, nothing but text and strokes."""
+"""Plots as SVG files that read on light and dark pages: lines over named places, and bars."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -42,8 +43,40 @@ def plot(title: str, below: str, places: Sequence[str], lines: Mapping[str, Sequ
         parts.append(f'<rect x="{across}" y="31" width="12" height="12" rx="2" fill="{colour}"/>')
         parts.append(f'<text x="{across + 18}" y="42">{escape(name)}</text>')
         across += 34 + 7 * len(name)
+    return _svg(title, _HEIGHT, parts)
+
+
+def bars(title: str, stacks: Mapping[str, Mapping[str, float]]) -> str:
+    """A lying bar for each name, made of parts one after the other, by the logarithm of its sum, which is told."""
+    left, right, high = 250, 610, 30
+    sums = {name: sum(parts.values()) for name, parts in stacks.items()}
+    low = math.floor(math.log10(min(sums.values()))) - 1
+    span = math.log10(max(sums.values())) - low
+    names = list(dict.fromkeys(part for parts in stacks.values() for part in parts))
+    parts = [f'<text x="{_LEFT}" y="20" font-size="15" font-weight="600">{escape(title)}</text>']
+    across = _LEFT
+    for part, colour in zip(names, _COLOURS, strict=False):
+        parts.append(f'<rect x="{across}" y="31" width="12" height="12" rx="2" fill="{colour}"/>')
+        parts.append(f'<text x="{across + 18}" y="42">{escape(part)}</text>')
+        across += 34 + 7 * len(part)
+    for number, (name, stack) in enumerate(stacks.items()):
+        y, x = _TOP + high * number + 4, float(left)
+        length = (right - left) * (math.log10(sums[name]) - low) / span
+        parts.append(f'<text x="{left - 8}" y="{y + 15}" text-anchor="end">{escape(name)}</text>')
+        for part, colour in zip(names, _COLOURS, strict=False):
+            width = length * stack[part] / sums[name]
+            parts.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="20" fill="{colour}"/>')
+            x += width
+        parts.append(f'<text x="{x + 8:.1f}" y="{y + 15}">{sums[name]:,.0f}</text>')
+    foot = _TOP + high * len(stacks) + 24
+    note = "lengths by the logarithm of the sum, colours by the share of it"
+    parts.append(f'<text x="{_RIGHT}" y="{foot}" text-anchor="end">{note}</text>')
+    return _svg(title, foot + 14, parts)
+
+
+def _svg(title: str, height: int, parts: Sequence[str]) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" '
         f'aria-label="{escape(title)}" font-family="system-ui, sans-serif" font-size="12" fill="#6b7480">'
         f"{''.join(parts)}</svg>\n"
     )
