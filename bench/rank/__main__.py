@@ -22,7 +22,7 @@ from typing import Any
 from bench.rank.held_out import TIMESTEPS, HeldOut
 from bench.rank.measures import curve, fine_tuned, judged, likeness, memory, norm
 from bench.rank.page import page
-from bench.rank.runs import LAYERS, RANK, Plan, seconds_of, time_alone, train_coupled, train_narrow, train_ranks
+from bench.rank.runs import LAYERS, RANK, Plan, ended, time_alone, train_coupled, train_narrow, train_ranks
 from diffusion_lora.lora.adapter import read_adapter
 from diffusion_lora.run import write_atomically
 from recipes.pocket.judge.studio import Studio
@@ -99,12 +99,12 @@ def figures(work: Path, plan: Plan) -> dict[str, Any]:
           for rank, row in narrow.items()),
     ]  # fmt: skip
     return {
-        "date": date.today().isoformat(),
+        "date": date.fromtimestamp(ended(work / "ranks")["time"]).isoformat(),
         "hardware": f"{_processor()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("torch", "diffusers", "bitsandbytes")},
         "plan": asdict(plan) | {"settings": plan.settings},
         "held_out": {"of the base": held_out.loss(None, work / "base"), "timesteps": TIMESTEPS},
-        "ranks": {"seconds": seconds_of(work / "ranks"), "rows": ranks},
+        "ranks": {"seconds": ended(work / "ranks")["seconds"], "rows": ranks},
         "coupled": {"middle": {"alpha": middle[0], "lr": middle[1], "rank": RANK}, "rows": pairs},
         "spectrum": {"layers": LAYERS, "rows": changes},
         "memory": memory(),

@@ -8,6 +8,7 @@ from typing import Any
 from bench.rank.plots import bars, plot
 
 _PARTS = ("weights", "gradients", "moments")
+_LAST = 64  # rank at which spectra end
 
 
 def page(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -29,7 +30,6 @@ def _quality(facts: Mapping[str, Any]) -> str:
     lines = {
         "style": [row["judged"]["present"] for row in rows],
         "object": [row["judged"]["object"] for row in rows],
-        "both": [row["judged"]["style and object"] for row in rows],
     }
     return plot("Judged right, % of the pictures", "rank", _names(rows), lines)
 
@@ -60,15 +60,20 @@ def _coupling(facts: Mapping[str, Any]) -> str:
     length = min(map(len, lines.values()))
     return plot(
         f"Loss, mean of {window} steps: the same alpha / rank x learning rate", "step",
-        [str(number + window) for number in range(length)], {name: line[:length] for name, line in lines.items()},
+        _every(10, range(window, window + length)), {name: line[:length] for name, line in lines.items()},
     )  # fmt: skip
 
 
 def _spectrum(facts: Mapping[str, Any]) -> str:
     curves = {_trained(row): row["curve"] for row in facts["spectrum"]["rows"]}
-    longest = max(map(len, curves.values()))
-    lines = {name: [100 * _kept(curve, rank) for rank in range(longest)] for name, curve in curves.items()}
-    return plot("Energy kept when every layer is cut, %", "rank", [str(rank) for rank in range(longest)], lines)
+    ranks = range(_LAST + 1)
+    lines = {name: [100 * _kept(curve, rank) for rank in ranks] for name, curve in curves.items()}
+    return plot("Energy kept when every layer is cut, %", "rank", _every(4, ranks), lines)
+
+
+def _every(step: int, numbers: Iterable[int]) -> list[str]:
+    """Names of places: round numbers alone."""
+    return ["" if number % step else str(number) for number in numbers]
 
 
 def _kept(curve: Sequence[float], rank: int) -> float:
@@ -200,7 +205,7 @@ Likeness is the cosine between a change and that of alpha {middle["alpha"]:g} at
 def _of_spectra(facts: Mapping[str, Any]) -> str:
     trained, plan = facts["spectrum"]["rows"], facts["plan"]
     table = [
-        (rank, *(f"{100 * _kept(row['curve'], rank):.1f} %" for row in trained)) for rank in (1, 2, 4, 8, 16, 32, 64)
+        (rank, *(f"{100 * _kept(row['curve'], rank):.1f} %" for row in trained)) for rank in (1, 2, 4, 8, 16, 32, _LAST)
     ]
     losses = [
         (_trained(row), f"{row['loss']:.4f}", f"{row['held_out']:.4f}", f"{row['change']:.2f}") for row in trained
@@ -228,10 +233,16 @@ def _said_of_ranks(rows: Sequence[Mapping[str, Any]], prompts: int) -> str:
 
     best = max(rows, key=lambda row: (right(row), -row["rank"]))
     least = next(row for row in rows if right(row) >= 0.95 * right(best))
+    within = f"rank {least['rank']} is the lowest within a twentieth of it"
+    alone = "and no lower one comes within a twentieth of it"
+    first, last = rows[0], rows[-1]
     return (
-        f"Most pictures are right in both at rank {best['rank']}; rank {least['rank']} is the lowest within a\n"
-        f"twentieth of it, with {least['bytes'] / rows[-1]['bytes']:.0%} of the bytes of rank {rows[-1]['rank']}. "
-        f"One picture of {prompts} is {100 / prompts:.0f} %, so\ndifferences of that size say nothing."
+        f"Most pictures are right in both at rank {best['rank']}, "
+        f"{alone if least is best else within}; one picture of {prompts} is\n"
+        f"{100 / prompts:.0f} %, so small differences say nothing. "
+        f"The loss on unseen\ndrawings goes from {first['held_out']:.4f} at rank {first['rank']} to "
+        f"{last['held_out']:.4f} at rank {last['rank']}, for {last['bytes'] / first['bytes']:.0f} times the bytes and\n"
+        f"{last['seconds_a_step'] / first['seconds_a_step']:.1f} times the time of a step."
     )
 
 

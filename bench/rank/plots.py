@@ -14,7 +14,7 @@ _COLOURS = ("#3565c4", "#c2571a", "#2f8f5b", "#8a4fbf", "#b03a5b", "#5d6673")
 
 
 def plot(title: str, below: str, places: Sequence[str], lines: Mapping[str, Sequence[float]]) -> str:
-    """One line a name, with a value for every place; the places lie at equal distances."""
+    """One line a name, with a value for every place; the places lie at equal distances, and some may be unnamed."""
     values = [value for line in lines.values() for value in line]
     heights = ticks(min(0.0, *values), max(values), 4)
     low, high = heights[0], heights[-1]
@@ -27,9 +27,9 @@ def plot(title: str, below: str, places: Sequence[str], lines: Mapping[str, Sequ
     for value in heights:
         parts.append(f'<path d="M{_LEFT} {level(value):.1f}H{_RIGHT}" stroke="#8a93a0" stroke-opacity=".35"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{level(value) + 4:.1f}" text-anchor="end">{value:g}</text>')
-    skip = -(-len(places) // 17)
+    skip = 1 if "" in places else -(-len(places) // 17)
     for number, place in enumerate(places):
-        if number % skip == 0:
+        if place and number % skip == 0:
             parts.append(
                 f'<text x="{_LEFT + step * number:.1f}" y="{_BOTTOM + 18}" text-anchor="middle">{escape(place)}</text>'
             )

@@ -73,9 +73,9 @@ def _swept(folder: Path, settings: TrainConfig) -> dict[int, dict[str, Any]]:
     return rows
 
 
-def seconds_of(folder: Path) -> float:
-    """What a run took from its first step to its last, as it says itself."""
-    return float(next(event["seconds"] for event in reversed(read_events(folder)) if event["kind"] == "end"))
+def ended(folder: Path) -> dict[str, Any]:
+    """What a run said at its end: when that was (`time`), and how long it took from its first step (`seconds`)."""
+    return next(event for event in reversed(read_events(folder)) if event["kind"] == "end")
 
 
 def train_coupled(work: Path, plan: Plan) -> dict[tuple[float, float], dict[str, Any]]:
