@@ -1,6 +1,6 @@
 """docs/rank.md from measured runs on pocket.
 
-    python -m bench.rank make --work DIR [--write]    train what is not there yet, measure; about ten minutes on 2 cores
+    python -m bench.rank make --work DIR [--write]    train what is not there yet, measure; about a quarter of an hour
     python -m bench.rank write                        the page and its plots again, from bench/results/rank.json
 
 Every figure comes from a run folder in DIR; without --write the figures stay there. Run from the checkout.
@@ -19,9 +19,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.rank.measures import curves, fine_tuned, judged, likeness, memory
+from bench.rank.held_out import TIMESTEPS, HeldOut
+from bench.rank.measures import curve, fine_tuned, judged, likeness, memory, norm
 from bench.rank.page import page
-from bench.rank.runs import RANK, Plan, time_alone, train_coupled, train_ranks
+from bench.rank.runs import LAYERS, RANK, Plan, ended, time_alone, train_coupled, train_narrow, train_ranks
+from diffusion_lora.lora.adapter import read_adapter
 from diffusion_lora.run import write_atomically
 from recipes.pocket.judge.studio import Studio
 
@@ -56,12 +58,19 @@ def write_page(found: dict[str, Any], docs: Path) -> None:
 def figures(work: Path, plan: Plan) -> dict[str, Any]:
     """All that the page tells, from runs in this folder; those that are not there yet are trained."""
     work.mkdir(parents=True, exist_ok=True)
-    rows, coupled = train_ranks(work, plan), train_coupled(work, plan)
-    studio = Studio.open(device="cpu")
+    rows, coupled, narrow = train_ranks(work, plan), train_coupled(work, plan), train_narrow(work, plan)
+    studio, held_out = Studio.open(device="cpu"), HeldOut(plan.drawings)
+
+    def seen(row: dict[str, Any]) -> dict[str, Any]:
+        """What is told of every adapter."""
+        return {
+            **{key: row[key] for key in ("loss", "change", "parameters", "bytes")},
+            "held_out": held_out.loss(read_adapter(row["file"]), row["file"]),
+        }  # fmt: skip
+
     ranks = [
         {
-            "run": "ranks", "rank": rank, **{key: row[key] for key in ("loss", "change", "parameters", "bytes")},
-            "seconds_a_step": round(time_alone(work, rank, plan), 4),
+            "run": "ranks", "rank": rank, **seen(row), "seconds_a_step": round(time_alone(work, rank, plan), 4),
             "judged": judged(studio, row["file"], plan.prompts),
         }
         for rank, row in rows.items()
@@ -70,28 +79,34 @@ def figures(work: Path, plan: Plan) -> dict[str, Any]:
     product = middle[0] * middle[1]
     pairs = [
         {
-            "run": "coupled", "alpha": alpha, "lr": rate, **{key: row[key] for key in ("loss", "change", "course")},
+            "run": "coupled", "alpha": alpha, "lr": rate, **seen(row), "course": row["course"],
             "on_the_diagonal": abs(alpha * rate / product - 1) < 1e-6,
             "likeness": round(likeness(row["file"], coupled[middle]["file"]), 4),
             "judged": judged(studio, row["file"], plan.prompts),
         }
         for (alpha, rate), row in coupled.items()
     ]  # fmt: skip
-    widest = max(plan.ranks)
     full = fine_tuned(work, plan.steps)
     told = json.loads((work / "full" / "run.json").read_text())
+    last = max(1, plan.steps // 4)
+    changes = [
+        {
+            "run": "full", "rank": None, "lr": told["lr"], "loss": statistics.fmean(told["losses"][-last:]),
+            "change": norm(full), "held_out": held_out.loss(full, work / "full" / "difference.safetensors"),
+            "curve": curve(full),
+        },
+        *({"run": "narrow", "rank": rank, **seen(row), "curve": curve(read_adapter(row["file"]))}
+          for rank, row in narrow.items()),
+    ]  # fmt: skip
     return {
-        "date": date.today().isoformat(),
+        "date": date.fromtimestamp(ended(work / "ranks")["time"]).isoformat(),
         "hardware": f"{_processor()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("torch", "diffusers", "bitsandbytes")},
         "plan": asdict(plan) | {"settings": plan.settings},
-        "ranks": ranks,
+        "held_out": {"of the base": held_out.loss(None, work / "base"), "timesteps": TIMESTEPS},
+        "ranks": {"seconds": ended(work / "ranks")["seconds"], "rows": ranks},
         "coupled": {"middle": {"alpha": middle[0], "lr": middle[1], "rank": RANK}, "rows": pairs},
-        "spectrum": {
-            "run": "full", "rank": widest, "steps": told["steps"], "lr": told["lr"],
-            "first_loss": statistics.fmean(told["losses"][:25]), "last_loss": statistics.fmean(told["losses"][-25:]),
-            "curves": curves(full, rows[widest]["file"]),
-        },
+        "spectrum": {"layers": LAYERS, "rows": changes},
         "memory": memory(),
     }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bench.random_bases import unet
-from bench.rank.runs import RANK, Plan, config
+from bench.rank.runs import LAYERS, RANK, Plan, config
 from diffusion_lora.diffusion.objective import picture_losses
 from diffusion_lora.diffusion.schedule import NoiseSchedule
 from diffusion_lora.families.family import encode_image, encode_text, load_base, predict
+from diffusion_lora.families.quiet import quiet
 from diffusion_lora.generate.request import LoraUse
+from diffusion_lora.layouts.configs import configs_of
 from diffusion_lora.lora.adapter import Adapter, read_adapter
 from diffusion_lora.lora.inject import select_layers
 from diffusion_lora.lora.spectrum import spectrum
@@ -27,7 +28,6 @@ from recipes.pocket.judge.prompts import read_lora
 from recipes.pocket.judge.studio import Studio, judge_style
 from recipes.pocket.make_sets import STYLE
 
-_LAYERS = "attention"
 _RATE = 1e-4  # of the full fine-tuning; its weights are no zeros to begin with
 
 
@@ -65,60 +65,76 @@ def fine_tuned(work: Path, steps: int) -> Adapter:
     return Adapter({key: Full(diff) for key, diff in load_file(file).items()}, {})
 
 
-def curves(full: Adapter, lora: Path) -> dict[str, list[float]]:
-    """Share of the energy that each change keeps at rank 0, 1, 2, ..., over the layers of the fine-tuning."""
-    read = read_adapter(lora)
-    same = Adapter({key: read.layers[key] for key in full.layers}, {})
-    return {"full": list(spectrum(full).curve()), "lora": list(spectrum(same).curve())}
+def curve(change: Adapter) -> list[float]:
+    """Share of the energy that a change keeps when every layer is cut to rank 0, 1, 2, ..."""
+    return list(spectrum(change).curve())
+
+
+def norm(change: Adapter) -> float:
+    """The Frobenius norm of all that a change adds to the base."""
+    return float(sum(layer.norm() ** 2 for layer in change.layers.values()) ** 0.5)
 
 
 def memory() -> dict[str, dict[str, int]]:
-    """Bytes of trained weights, their gradients and Adam's moments: of pocket's UNet measured on real tensors, of
-    SD 1.5's counted by number and size of its weights."""
-    model = load_base("pocket", device="cpu", dtype="fp32")
+    """Bytes of trained weights, their gradients and Adam's moments: of pocket's UNet those of real tensors; of
+    SD 1.5's, which lies on the meta device and has none, counted by number and size of its weights."""
     found = {}
-    pocket = model.components["unet"]
-    plain = unet("sd15")
-    for name, net, measured in (("pocket", pocket, True), ("SD 1.5", plain, False)):
-        sites = select_layers({"unet": net}, _LAYERS, "none")
+    pocket = load_base("pocket", device="cpu", dtype="fp32").components["unet"]
+    for name, net, held in (("pocket", pocket, _held), ("SD 1.5", _without_weights("sd15"), _counted)):
+        sites = select_layers({"unet": net}, LAYERS, "none")
         rows = [RANK * (site.weight.shape[0] + site.weight[0].numel()) for site in sites.values()]
-        every = [parameter.numel() for parameter in net.parameters()]
-        for what, sizes in (("all weights", every), (f"LoRA, rank {RANK}", [sum(rows)])):
-            for bits, count in ((32, _moments_32), (8, _moments_8)):
-                moments = count(sizes) if measured else _counted(sizes, bits)
-                weights = 4 * sum(sizes)
-                found[f"{name}, {what}, {bits}-bit Adam"] = {
-                    "weights": weights, "gradients": weights, "moments": moments, "sum": 2 * weights + moments,
-                }  # fmt: skip
+        cases = {
+            "all weights": [parameter.numel() for parameter in net.parameters()],
+            "attention whole": [site.weight.numel() for site in sites.values()],
+            f"LoRA, rank {RANK}": [sum(rows)],  # the trainer's adapter is one flat parameter
+        }
+        for what, sizes in cases.items():
+            for bits in (32, 8):
+                parts = held(sizes, bits)
+                found[f"{name}, {what}, {bits}-bit Adam"] = {**parts, "sum": sum(parts.values())}
     return found
 
 
-def _moments_32(sizes: Iterable[int]) -> int:
-    return _state_bytes(lambda parameters: torch.optim.AdamW(parameters), sizes)
+def _without_weights(layout: str) -> nn.Module:
+    quiet()
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        net: nn.Module = UNet2DConditionModel.from_config(configs_of(layout)["unet"])
+    return net
 
 
-def _moments_8(sizes: Iterable[int]) -> int:
-    from bitsandbytes.optim import AdamW8bit
-
-    return _state_bytes(lambda parameters: AdamW8bit(parameters), sizes)
-
-
-def _state_bytes(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], sizes: Iterable[int]) -> int:
-    """Bytes of an optimizer's tensors after a step."""
+def _held(sizes: Iterable[int], bits: int) -> dict[str, int]:
+    """Of real parameters after a step of a real optimizer: bytes of every tensor."""
     parameters = [nn.Parameter(torch.zeros(size)) for size in sizes]
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
-    optimizer = make(parameters)
+    optimizer = _adam(parameters, bits)
     optimizer.step()
     tensors = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    shared = {tensor.data_ptr(): tensor.nbytes for tensor in tensors if tensor.numel() > 1}
-    return sum(shared.values())
+    shared = {tensor.data_ptr(): tensor.nbytes for tensor in tensors if tensor.numel() > 1}  # one table for all
+    return {
+        "weights": sum(parameter.nbytes for parameter in parameters),
+        "gradients": sum(parameter.grad.nbytes for parameter in parameters if parameter.grad is not None),
+        "moments": sum(shared.values()),
+    }
 
 
-def _counted(sizes: Iterable[int], bits: int) -> int:
-    """Two moments of 4 bytes, or of one byte with a 4-byte scale for each block of 256; small tensors stay at 32 bits
-    (Dettmers et al. 2021, https://arxiv.org/abs/2110.02861)."""
-    return sum(8 * n if bits == 32 or n < 4096 else 2 * (n + 4 * -(-n // 256)) for n in sizes)
+def _adam(parameters: list[nn.Parameter], bits: int) -> torch.optim.Optimizer:
+    if bits == 32:
+        return torch.optim.AdamW(parameters)
+    from bitsandbytes.optim import AdamW8bit
+
+    eight: torch.optim.Optimizer = AdamW8bit(parameters)
+    return eight
+
+
+def _counted(sizes: Iterable[int], bits: int) -> dict[str, int]:
+    """4 bytes a weight and a gradient, two moments of 4 bytes, or of one byte with a 4-byte scale for each block of
+    256; small tensors stay at 32 bits (Dettmers et al. 2021, https://arxiv.org/abs/2110.02861)."""
+    sizes = list(sizes)
+    moments = sum(8 * n if bits == 32 or n < 4096 else 2 * (n + 4 * -(-n // 256)) for n in sizes)
+    return {"weights": 4 * sum(sizes), "gradients": 4 * sum(sizes), "moments": moments}
 
 
 def _fine_tune(steps: int) -> tuple[dict[str, Tensor], list[float]]:
@@ -131,7 +147,7 @@ def _fine_tune(steps: int) -> tuple[dict[str, Tensor], list[float]]:
         mean, _ = encode_image(model, torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1)
         cond = encode_text(model, [file.with_suffix(".txt").read_text(encoding="utf-8").strip() for file in files])
     schedule = NoiseSchedule.from_config(model.scheduler_config)
-    sites = select_layers(model.components, _LAYERS, "none")
+    sites = select_layers(model.components, LAYERS, "none")
     before = {key: site.weight.detach().clone() for key, site in sites.items()}
     weights = [site.weight for site in sites.values()]
     for weight in weights:

@@ -2,6 +2,7 @@
 
     ranks     pocket-style at ranks 1 ... 64 with alpha 16, side by side in one pass over the base
     coupled   rank 16 at three alphas times three learning rates, the UNet alone, side by side
+    narrow    the attention projections of the UNet alone, those that the full fine-tuning trains, at two ranks
     alone-N   a few steps of rank N by itself, for its time
 """
 
@@ -19,6 +20,7 @@ from diffusion_lora.config import TrainConfig, load_train_config, shipped
 from diffusion_lora.events import read_events
 
 RANK = 16
+LAYERS = "attention"  # those of the full fine-tuning, by the name of their preset
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Plan:
     alphas: Sequence[float] = (4.0, 16.0, 64.0)
     coupled_steps: int = 120
     timed_steps: int = 14
+    narrow_ranks: Sequence[int] = (16, 64)
+    drawings: int = 16
     prompts: int = 32
 
     @property
@@ -47,13 +51,31 @@ def config(*settings: str) -> TrainConfig:
 
 def train_ranks(work: Path, plan: Plan) -> dict[int, dict[str, Any]]:
     """By rank: its row of the run's `sweep` event, and where its file lies. All have the preset's alpha, 16."""
-    rows = {}
-    folder = work / "ranks"
-    events = trained(folder, config(
+    return _swept(work / "ranks", config(
         *plan.settings, f"train.steps={plan.steps}", f"sweep.lora.rank={list(plan.ranks)}"))  # fmt: skip
+
+
+def train_narrow(work: Path, plan: Plan) -> dict[int, dict[str, Any]]:
+    """By rank, as above: for spectra, beside a full fine-tuning of the same layers, as long as that one."""
+    return _swept(work / "narrow", config(
+        *plan.settings, f"train.steps={plan.steps}", f"lora.targets={LAYERS}", "lora.text_targets=none",
+        f"sweep.lora.rank={list(plan.narrow_ranks)}"))  # fmt: skip
+
+
+def _swept(folder: Path, settings: TrainConfig) -> dict[int, dict[str, Any]]:
+    events = trained(folder, settings)
+    steps = [event for event in events if event["kind"] == "step"]
+    rows = {}
     for row in next(event for event in reversed(events) if event["kind"] == "sweep")["rows"]:
-        rows[int(row["settings"]["lora.rank"])] = {**row, "file": folder / f"adapter-{row['name']}.safetensors"}
+        course = [step["adapters"][row["name"]]["loss"] for step in steps]
+        file = folder / f"adapter-{row['name']}.safetensors"
+        rows[int(row["settings"]["lora.rank"])] = {**row, "course": course, "file": file}
     return rows
+
+
+def ended(folder: Path) -> dict[str, Any]:
+    """What a run said at its end: when that was (`time`), and how long it took from its first step (`seconds`)."""
+    return next(event for event in reversed(read_events(folder)) if event["kind"] == "end")
 
 
 def train_coupled(work: Path, plan: Plan) -> dict[tuple[float, float], dict[str, Any]]:
