@@ -7,6 +7,7 @@ fails on the way is left, which is told; the training goes on. Only the process 
 from __future__ import annotations
 
 import hashlib
+import time
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -100,7 +101,10 @@ class _Trackers:
         if name == "tensorboard":
             # What was recorded after the step of the checkpoint happens again.
             again = {} if self._resumed_at is None else {"purge_step": self._resumed_at + 1}
-            tracker: Any = TensorBoardTracker(title, logging_dir=self._run.folder / "tensorboard", **again)
+            # Its files are named by the second: a run that goes on within it would write over what it has recorded.
+            tracker: Any = TensorBoardTracker(
+                title, logging_dir=self._run.folder / "tensorboard", filename_suffix=f".{time.time_ns()}", **again
+            )
         else:
             tracker = WandBTracker(
                 config.tracking.project, name=title, dir=str(self._run.folder), mode=config.tracking.wandb,
