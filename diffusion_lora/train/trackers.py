@@ -7,8 +7,8 @@ fails on the way is left, which is told; the training goes on. Only the process 
 from __future__ import annotations
 
 import hashlib
-import time
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
