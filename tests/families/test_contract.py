@@ -94,7 +94,7 @@ def config(base: str, tmp_path: Path) -> TrainConfig:
         rank = 4
         alpha = 4.0
         [train]
-        steps = 3
+        steps = 10
         batch_size = 8
         precision = "fp32"
         device = "cpu"
