@@ -35,13 +35,14 @@ class Plan:
     timed_steps: int = 14
     narrow_ranks: Sequence[int] = (16, 64)
     drawings: int = 16
+    more: Sequence[str] = ()  # settings of every training, for a trial
     prompts: int = 32
 
     @property
     def settings(self) -> list[str]:
         return [
             "train.batch_size=2", "optimizer.lr=2e-3", "optimizer.text_lr=6e-4", "preview.every=0",
-            "validation.pictures=0",
+            "validation.pictures=0", *self.more,
         ]  # fmt: skip
 
 

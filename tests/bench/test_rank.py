@@ -17,8 +17,9 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 @pytest.mark.slow
 def test_the_page_is_made_from_runs(tmp_path: Path) -> None:
     """Wrong: a part that no longer runs, a figure that is not what it says, a plot that is no SVG."""
-    plan = Plan((1, 2), 2, rates=(8e-3, 2e-3), alphas=(4.0, 16.0), coupled_steps=3, timed_steps=4, prompts=1,
-                narrow_ranks=(1, 2), drawings=1)  # fmt: skip
+    small = ("dataset.size_px=64", "train.batch_size=1", "preview.steps=1", 'preview.prompts=["a"]')
+    plan = Plan((1, 2), 1, rates=(8e-3, 2e-3), alphas=(4.0, 16.0), coupled_steps=1, timed_steps=4, prompts=1,
+                narrow_ranks=(1, 2), drawings=1, more=small)  # fmt: skip
     found = figures(tmp_path, plan)
     assert [row["rank"] for row in found["ranks"]["rows"]] == [1, 2]
     assert [row["on_the_diagonal"] for row in found["coupled"]["rows"]] == [True, False, False, True]
