@@ -1,6 +1,7 @@
 """What adapters behind gates cost in a picture's step: beside no adapter, beside diffusers with peft, and as one batch.
 
-    python bench/gate_cost.py step [--dtype bf16] [--write]     a step of SD 1.5's UNet (random weights, one
+    python bench/gate_cost.py step [--pairs 30] [--side 64] [--dtype bf16] [--write]
+                                                               a step of SD 1.5's UNet (random weights, one
                                                                row of 64 x 64 latents) with 1, 2 and 4 stacked adapters
     python bench/gate_cost.py sweep [--base DIR] [--write]     8 strengths as one batch against 8 single drawings
 

@@ -240,7 +240,8 @@ class TrainTable(Table):
         default="bf16", description="arithmetic of the forward pass (autocast)"
     )
     checkpointing: Literal["auto", "on", "off"] = Field(
-        default="auto", description="activations are computed again instead of kept; auto = when memory asks for it"
+        default="auto",
+        description="activations are computed again, not kept; auto = when memory asks, and in a sweep on a large base",
     )
     memory_cap_gb: float = Field(default=0.0, ge=0, description="memory the training may take, in GB; 0 = no limit")
     seed: int = Field(default=0, ge=0, lt=2**63, description="decides start, order, timesteps and noise")

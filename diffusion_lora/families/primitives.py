@@ -2,12 +2,12 @@
 
 oneDNN, which computes torch's convolutions and products on a CPU, compiles one kernel for every shape it meets and
 keeps the last 1024. A training step of a UNet with text encoder, forward and backward, at several ranks or buckets,
-needs more: then every kernel is compiled anew in every step, which took half of it.
+needs more: then every kernel is compiled anew in every step, which took half of one with four ranks on pocket.
 """
 
 import os
 
-_KERNELS = 8192  # a few kB each; a step of four adapters of different ranks on pocket needs about 2000
+_KERNELS = 8192  # a limit, not a size: only what is met is kept
 
 
 def keep_primitives() -> None:

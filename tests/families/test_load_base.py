@@ -229,3 +229,15 @@ def test_weights_that_are_converted_are_read_one_by_one_and_are_the_librarys(
     loaded = load_base(str(copy), device="cpu", dtype="bf16").unet.state_dict()
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
     assert streamed(UNet2DConditionModel, place, file, stored) is None  # nothing is converted: the library maps it
+
+
+@pytest.mark.parametrize(("said", "kept"), [(None, "8192"), ("77", "77")])
+def test_room_for_kernels_is_asked_for_unless_somebody_did(
+    monkeypatch: pytest.MonkeyPatch, sd_folder: Path, said: str | None, kept: str
+) -> None:
+    """Wrong: a sweep that compiles its kernels in every step, or a person's own number that is written over."""
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    if said:
+        monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", said)
+    load_base(str(sd_folder), device="cpu")
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == kept

@@ -16,6 +16,7 @@ from diffusion_lora.errors import DeviceError
 from diffusion_lora.events import read_events
 from diffusion_lora.lora.adapter import read_adapter
 from diffusion_lora.run import Run
+from diffusion_lora.train import fitting
 from diffusion_lora.train.checkpoint import checkpoints
 from diffusion_lora.train.draws import draw_step
 from diffusion_lora.train.fitting import split
@@ -98,6 +99,18 @@ def test_under_a_cap_passes_are_halved_then_layers_are_computed_again_then_it_is
         trained(tmp_path / "off", changed(config, f"train.memory_cap_gb={held_gb() + 0.025}"))
     with pytest.raises(DeviceError, match=r"memory_cap_gb = 0\.001 is below the .* GB that base and pictures take"):
         trained(tmp_path / "below", changed(config, "train.memory_cap_gb=0.001"))
+
+
+@pytest.mark.parametrize(("setting", "lanes", "again"), [("auto", 2, True), ("auto", 1, False), ("off", 2, False)])
+def test_a_sweep_on_a_large_base_computes_again_from_the_start(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, lanes: int, again: bool
+) -> None:
+    """Wrong: four adapters on a real base want half as much memory again as one, or a setting is not heeded."""
+    monkeypatch.setattr(fitting, "_LARGE", 1)
+    ranks = f"sweep.lora.rank={[2, 4][:lanes]}"
+    run = trained(tmp_path / "run", changed(config, ranks, f"train.checkpointing={setting}", "train.steps=1"))
+    assert ("activations are computed again instead of kept" in notes(run)) is again
+    assert torch.load(checkpoints(run)[-1][1], weights_only=True)["fitting"]["checkpointing"] is again
 
 
 LIMITED = """
