@@ -1,6 +1,6 @@
 """What adapters behind gates cost in a picture's step: beside no adapter, beside diffusers with peft, and as one batch.
 
-    python bench/gate_cost.py step [--pairs 30] [--side 64] [--dtype bf16] [--write]
+    python bench/gate_cost.py step [--pairs 30] [--side 64] [--dtype bf16] [--device cuda] [--write]
                                                                a step of SD 1.5's UNet (random weights, one
                                                                row of 64 x 64 latents) with 1, 2 and 4 stacked adapters
     python bench/gate_cost.py sweep [--base DIR] [--write]     8 strengths as one batch against 8 single drawings
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=30, help="rounds of `step`")
     parser.add_argument("--side", type=int, default=64, help="of the latents of `step`")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of `step`")
+    parser.add_argument("--device", default="cpu", help="of `step`")
     parser.add_argument("--base", default="pocket", help="of `sweep`: a folder, or pocket")
     parser.add_argument("--size", type=int, default=0, help="of the pictures of `sweep`, in px; 0 is the base's own")
     parser.add_argument("--steps", type=int, default=20, help="of the pictures of `sweep`")
@@ -59,12 +60,16 @@ def main() -> None:
     quiet()
     warnings.simplefilter("ignore")
     if args.part == "step":
-        name, found = f"gate-cost-{args.side}-{args.dtype}", step(args.pairs, args.side, args.dtype)
+        suffix = "" if args.device == "cpu" else f"-{args.device}"
+        name = f"gate-cost-{args.side}-{args.dtype}{suffix}"
+        found = step(args.pairs, args.side, args.dtype, torch.device(args.device))
     else:
         name, found = f"gate-sweep-{Path(args.base).name}", sweep(args.base, args.size, args.steps, args.rounds)
     facts = {
         "date": date.today().isoformat(),
-        "hardware": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "hardware": torch.cuda.get_device_name()
+        if args.device != "cpu"
+        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
         "versions": {name: version(name) for name in ("torch", "diffusers", "peft")},
         "rank": RANK,
         **found,
@@ -77,10 +82,10 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def step(pairs: int, side: int, precision: str) -> dict[str, Any]:
+def step(pairs: int, side: int, precision: str, device: torch.device) -> dict[str, Any]:
     """Medians over the rounds of seconds and of ratios, by number of stacked adapters."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    plain = random_bases.unet("sd15").to(dtype)
+    plain = random_bases.unet("sd15").to(device, dtype)
     nets: dict[str, nn.Module] = {"base": plain}
     mixes = []
     for count in STACKS:
@@ -90,8 +95,9 @@ def step(pairs: int, side: int, precision: str) -> dict[str, Any]:
             bank.load(f"a{index}", random_adapter({"unet": net}, "attention"))
         mixes.append(bank.mix({f"a{index}": 0.8 / count for index in range(count)}))
         nets[f"peft, {count}"] = with_peft(with_shared_weights(plain), count)
-    latents, states = torch.randn(1, 4, side, side, dtype=dtype), torch.randn(1, 77, 768, dtype=dtype)
-    timestep = torch.tensor([500])
+    placed: dict[str, Any] = {"device": device, "dtype": dtype}
+    latents, states = torch.randn(1, 4, side, side, **placed), torch.randn(1, 77, 768, **placed)
+    timestep = torch.tensor([500], device=device)
     for mix in mixes:
         mix.__enter__()  # for as long as the process lives
     seconds: dict[str, list[float]] = {name: [] for name in nets}
@@ -101,6 +107,8 @@ def step(pairs: int, side: int, precision: str) -> dict[str, Any]:
         for name in order:
             begun = time.perf_counter()
             nets[name](latents, timestep, states)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
             if number:
                 seconds[name].append(time.perf_counter() - begun)
     ratios = {

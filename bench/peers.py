@@ -1,20 +1,21 @@
-"""Training at SD 1.5's size beside the two trainers that people use: steps a second and peak memory, on this CPU.
+"""Training at SD 1.5's size beside the two trainers that people use: steps a second and peak memory.
 
 Random weights in fp32 files, 256 px, batch 1, rank 16, bf16, AdamW; a pair is one run of theirs and one of ours, right
 after each other, on the same layers. The time of a step is the median distance between two optimizer steps, told by a
-hook in each process; memory is the most that the process ever had (VmHWM).
+hook in each process; memory is the most that the process ever had (VmHWM), on a GPU the most that torch had there.
 
-    python bench/peers.py make  DIR --diffusers REPO --kohya REPO      # once: venvs, sources, base, pictures
+    python bench/peers.py make  DIR --diffusers REPO|SCRIPT [--kohya REPO] [--here]   # once: venvs, base, pictures
     python bench/peers.py run   DIR [--peer diffusers|kohya] [--pairs 5] [--steps 3] [--beside] [--anew]
-                                [--write]
+                                [--device cuda] [--size 512] [--write]
 
 REPO are git clones: huggingface/diffusers for `examples/text_to_image/train_text_to_image_lora.py`, whose commit is to
 fit the installed diffusers, and kohya-ss/sd-scripts for commit 48d368f. Each peer has a venv that sees this one's torch
 and has its own libraries before it. torchvision has no build for CPUs with this torch: a stand-in with the few
-transforms that their scripts use takes its place. kohya runs with --cache_latents --network_train_unet_only;
-diffusers encodes every picture and caption anew, which is all it can. `--beside` adds one run of ours like that, and
-one of each of theirs in fp32: where the processor has no bf16, whoever knows it trains so. Figures are kept in DIR: a
-call measures what is missing.
+transforms that their scripts use takes its place. `--here` makes no venv: this interpreter, with peft, datasets and
+torchvision, runs diffusers' script too; so it is done on a GPU. kohya runs with --cache_latents
+--network_train_unet_only; diffusers encodes every picture and caption anew, which is all it can. `--beside` adds one
+run of ours like that, and one of each of theirs in fp32: where the processor has no bf16, whoever knows it trains so.
+Figures are kept in DIR: a call measures what is missing, whatever device and size the others had.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from itertools import pairwise
@@ -52,13 +54,14 @@ PACKAGES = {
 # At least so much of its steps/s, at most so much of its memory.
 GOALS = {"diffusers": (1.5, 0.5), "kohya": (1.05, 0.4)}
 TARGETS = {"diffusers": '"attention"', "kohya": r'["\\.attentions\\."]'}  # kohya adapts all of the transformer blocks
-SIZE_PX, RANK = 256, 16
+SIZES_PX, RANK = (256, 512), 16
 PICTURES = 1  # encoding them takes a processor without bf16 most of a minute, and is not measured
 
 # Runs a script or module as it is, and writes down when an optimizer stepped and the most memory the process had.
 WATCH = '''
 import atexit, json, runpy, sys, time
 from pathlib import Path
+import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 out, what, sys.argv = sys.argv[1], sys.argv[2], sys.argv[2:]
 stamps = []
@@ -66,7 +69,8 @@ register_optimizer_step_post_hook(lambda *a: stamps.append(time.perf_counter()))
 def write():
     status = Path("/proc/self/status").read_text()
     peak = int(next(l for l in status.splitlines() if l.startswith("VmHWM")).split()[1])
-    Path(out).write_text(json.dumps({"stamps": stamps, "peak_kib": peak}))
+    card = torch.cuda.max_memory_allocated() / 1024 if torch.cuda.is_initialized() else None
+    Path(out).write_text(json.dumps({"stamps": stamps, "peak_kib": card or peak}))
 atexit.register(write)
 # The libraries look for torchvision at import and want all of it: they come before its stand-in.
 import diffusers, transformers.utils
@@ -125,8 +129,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("make")
     make.add_argument("folder", type=Path)
-    make.add_argument("--diffusers", required=True, help="a clone of huggingface/diffusers")
-    make.add_argument("--kohya", required=True, help="a clone of kohya-ss/sd-scripts")
+    make.add_argument("--diffusers", required=True, help="a clone of huggingface/diffusers, or the script itself")
+    make.add_argument("--kohya", help="a clone of kohya-ss/sd-scripts")
+    make.add_argument("--here", action="store_true", help="no venvs: this interpreter runs diffusers' script")
     run = commands.add_parser("run")
     run.add_argument("folder", type=Path)
     run.add_argument("--peer", choices=sorted(GOALS), action="append")
@@ -134,20 +139,26 @@ def main() -> None:
     run.add_argument("--steps", type=int, default=3, help="the first one does not count")
     run.add_argument("--beside", action="store_true", help="also theirs in fp32, and ours uncached")
     run.add_argument("--anew", action="store_true", help="forget the pairs that were measured")
+    run.add_argument("--device", default="cpu")
+    run.add_argument("--size", type=int, choices=SIZES_PX, default=SIZES_PX[0], help="of the pictures, in px")
     run.add_argument("--write", action="store_true")
     args = parser.parse_args()
     folder = args.folder.resolve()
     if args.command == "make":
-        make_peers(folder, args.diffusers, args.kohya)
+        make_peers(folder, args.diffusers, args.kohya, here=args.here)
         return
+    setting = Setting(folder, args.device, args.size, args.steps)
     found = {}
     for peer in args.peer or sorted(GOALS):
         if args.anew:
             (folder / f"measured-{peer}.json").unlink(missing_ok=True)
-        found[peer] = compared(peer, measured(folder, peer, args.pairs, args.steps, beside=args.beside))
+        found[peer] = compared(peer, measured(setting, peer, args.pairs, beside=args.beside))
     facts = {
         "date": date.today().isoformat(),
-        "hardware": f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores",
+        "hardware": torch.cuda.get_device_name()
+        if args.device != "cpu"
+        else f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores",
+        "size_px": args.size,
         "bf16_instructions": has_products(torch.bfloat16),
         "versions": {name: version(name) for name in ("torch", "diffusers", "peft")},
         "steps_a_run": args.steps,
@@ -155,25 +166,53 @@ def main() -> None:
     }
     print(json.dumps(facts, indent=1))
     if args.write:
-        path = CHECKOUT / "bench" / "results" / f"peers-{facts['date']}.json"
+        suffix = "" if args.device == "cpu" else f"-{args.device}"
+        path = CHECKOUT / "bench" / "results" / f"peers-{facts['date']}{suffix}.json"
         path.write_text(json.dumps(facts, indent=1) + "\n")
         print(path)
 
 
-def make_peers(folder: Path, diffusers: str, kohya: str) -> None:
+@dataclass(frozen=True)
+class Setting:
+    """Where everything lies, and what is the same for every run."""
+
+    folder: Path
+    device: str
+    size_px: int
+    steps: int
+
+
+def make_peers(folder: Path, diffusers: str, kohya: str | None, *, here: bool) -> None:
     """Everything that `run` needs, under `folder`; what is there already stays."""
     folder.mkdir(parents=True, exist_ok=True)
     base("sd15", folder)
-    _pictures(folder)
+    pictures(folder)
     (folder / "watch.py").write_text(WATCH)
+    if Path(diffusers).is_file():
+        script = Path(diffusers).read_bytes()
+    else:
+        command = ["git", "-C", diffusers, "show", f"HEAD:{DIFFUSERS_SCRIPT}"]
+        script = subprocess.run(command, check=True, capture_output=True).stdout
+    (folder / "train_text_to_image_lora.py").write_bytes(script)
+    if kohya:
+        _kohyas_sources(folder, kohya)
+    if here:
+        return
     stand_in = folder / "stand-in" / "torchvision"
     stand_in.mkdir(parents=True, exist_ok=True)
     (stand_in / "__init__.py").write_text('__version__ = "0.0"\nfrom torchvision import transforms\n')
     (stand_in / "transforms.py").write_text(TRANSFORMS)
-    script = subprocess.run(
-        ["git", "-C", diffusers, "show", f"HEAD:{DIFFUSERS_SCRIPT}"], check=True, capture_output=True
-    ).stdout
-    (folder / "train_text_to_image_lora.py").write_bytes(script)
+    ours = next(path for path in sys.path if path.endswith("site-packages"))
+    for peer, packages in PACKAGES.items():
+        venv = folder / f"venv-{peer}"
+        if not venv.exists():
+            subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+        site = next((venv / "lib").glob("python*/site-packages"))
+        (site / "shared.pth").write_text(ours + "\n")
+        subprocess.run([str(venv / "bin" / "python"), "-m", "pip", "install", "-q", *packages], check=True)
+
+
+def _kohyas_sources(folder: Path, kohya: str) -> None:
     sources = folder / "sd-scripts"
     if not sources.exists():
         sources.mkdir()
@@ -186,20 +225,12 @@ def make_peers(folder: Path, diffusers: str, kohya: str) -> None:
         folder / "tokenizers" / "openai_clip-vit-large-patch14",
         dirs_exist_ok=True,
     )
-    ours = next(path for path in sys.path if path.endswith("site-packages"))
-    for peer, packages in PACKAGES.items():
-        venv = folder / f"venv-{peer}"
-        if not venv.exists():
-            subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-        site = next((venv / "lib").glob("python*/site-packages"))
-        (site / "shared.pth").write_text(ours + "\n")
-        subprocess.run([str(venv / "bin" / "python"), "-m", "pip", "install", "-q", *packages], check=True)
 
 
-def measured(folder: Path, peer: str, pairs: int, steps: int, *, beside: bool) -> list[dict[str, dict[str, float]]]:
+def measured(setting: Setting, peer: str, pairs: int, *, beside: bool) -> list[dict[str, dict[str, float]]]:
     """The figures of the pairs, "theirs" and then "ours", and `beside` them, in the first one, "theirs_in_fp32" and,
     where the peer caches nothing, "ours_uncached". What was measured before is not measured again."""
-    kept = folder / f"measured-{peer}.json"
+    kept = setting.folder / f"measured-{peer}.json"
     found: list[dict[str, dict[str, float]]] = json.loads(kept.read_text()) if kept.exists() else []
     wanted = [(index, which) for index in range(pairs) for which in ("theirs", "ours")]
     if beside:
@@ -208,16 +239,16 @@ def measured(folder: Path, peer: str, pairs: int, steps: int, *, beside: bool) -
         if index == len(found):
             found.append({})
         if which not in found[index]:
-            found[index][which] = _figures(folder, *_command(folder, peer, steps, which))
+            found[index][which] = _figures(setting, *_command(setting, peer, which))
             kept.write_text(json.dumps(found))
             print(f"{peer}, pair {index + 1}, {which}: {found[index][which]}", file=sys.stderr, flush=True)
     return found
 
 
-def _command(folder: Path, peer: str, steps: int, which: str) -> tuple[Path, list[str]]:
+def _command(setting: Setting, peer: str, which: str) -> tuple[Path, list[str]]:
     if which.startswith("theirs"):
-        return command_of(folder, peer, steps, "no" if which.endswith("fp32") else "bf16")
-    return our_command(folder, peer, steps, "off" if which.endswith("uncached") else "ram")
+        return command_of(setting, peer, "no" if which.endswith("fp32") else "bf16")
+    return our_command(setting, peer, "off" if which.endswith("uncached") else "ram")
 
 
 def compared(peer: str, pairs: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
@@ -247,22 +278,25 @@ def compared(peer: str, pairs: list[dict[str, dict[str, float]]]) -> dict[str, A
     }
 
 
-def command_of(folder: Path, peer: str, steps: int, precision: str = "bf16") -> tuple[Path, list[str]]:
+def command_of(setting: Setting, peer: str, precision: str = "bf16") -> tuple[Path, list[str]]:
     """(python, arguments) of a peer's training."""
+    folder, steps, size_px = setting.folder, setting.steps, setting.size_px
     python, out = folder / f"venv-{peer}" / "bin" / "python", folder / "out" / peer
+    if not python.exists():
+        python = Path(sys.executable)
     shutil.rmtree(out, ignore_errors=True)
     model = str(folder / "sd15-random")
     if peer == "diffusers":
         return python, [
             str(folder / "train_text_to_image_lora.py"), f"--pretrained_model_name_or_path={model}",
-            f"--train_data_dir={folder / 'pictures-diffusers'}", f"--resolution={SIZE_PX}", "--train_batch_size=1",
+            f"--train_data_dir={folder / 'pictures-diffusers'}", f"--resolution={size_px}", "--train_batch_size=1",
             f"--rank={RANK}", f"--mixed_precision={precision}", f"--max_train_steps={steps}", "--learning_rate=1e-4",
             "--checkpointing_steps=100000", "--seed=0", f"--output_dir={out}", "--caption_column=text",
         ]  # fmt: skip
     return python, [
         str(folder / "sd-scripts" / "train_network.py"), f"--pretrained_model_name_or_path={model}",
         f"--tokenizer_cache_dir={folder / 'tokenizers'}", f"--train_data_dir={folder / 'pictures-kohya'}",
-        f"--resolution={SIZE_PX},{SIZE_PX}", "--train_batch_size=1", "--network_module=networks.lora",
+        f"--resolution={size_px},{size_px}", "--train_batch_size=1", "--network_module=networks.lora",
         f"--network_dim={RANK}", f"--network_alpha={RANK}", "--network_train_unet_only", "--cache_latents",
         f"--mixed_precision={precision}", f"--max_train_steps={steps}", "--learning_rate=1e-4",
         "--optimizer_type=AdamW", "--sdpa", "--seed=0", f"--output_dir={out}", "--caption_extension=.txt",
@@ -270,32 +304,36 @@ def command_of(folder: Path, peer: str, steps: int, precision: str = "bf16") -> 
     ]  # fmt: skip
 
 
-def our_command(folder: Path, peer: str, steps: int, cache: str) -> tuple[Path, list[str]]:
+def our_command(setting: Setting, peer: str, cache: str) -> tuple[Path, list[str]]:
     """(python, arguments) of our training on the layers that the peer trains."""
+    folder = setting.folder
     out = folder / "out" / "ours"
     shutil.rmtree(out, ignore_errors=True)
     config = folder / "ours.toml"
     config.write_text("")
     settings = [
         f'model.base="{folder / "sd15-random"}"', "model.dtype=bf16", f'dataset.path="{folder / "pictures"}"',
-        f"dataset.size_px={SIZE_PX}", f'dataset.cache="{cache}"', "dataset.buckets=false",
+        f"dataset.size_px={setting.size_px}", f'dataset.cache="{cache}"', "dataset.buckets=false",
         f"lora.rank={RANK}", f"lora.alpha={RANK}", f"lora.targets={TARGETS[peer]}", "lora.text_targets=none",
         "optimizer.name=adamw", "optimizer.lr=1e-4", "optimizer.schedule=constant", "loss.min_snr_gamma=0",
-        "train.batch_size=1", "train.precision=bf16", "train.device=cpu",
+        "train.batch_size=1", "train.precision=bf16", f"train.device={setting.device}",
     ]  # fmt: skip
-    sets = [part for setting in settings for part in ("--set", setting)]
+    sets = [part for one in settings for part in ("--set", one)]
     return Path(sys.executable), [
-        "diffusion_lora", "train", str(config), *sets, "--steps", str(steps), "--out", str(out),
+        "diffusion_lora", "train", str(config), *sets, "--steps", str(setting.steps), "--out", str(out),
     ]  # fmt: skip
 
 
-def _figures(folder: Path, python: Path, arguments: Sequence[str]) -> dict[str, float]:
+def _figures(setting: Setting, python: Path, arguments: Sequence[str]) -> dict[str, float]:
+    folder = setting.folder
     told = folder / "figures.json"
     told.unlink(missing_ok=True)
     environment = {
-        **os.environ, "PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true",
+        **os.environ, "PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false", "DIFFUSION_LORA_CACHE": str(folder / "cache"),
     }  # fmt: skip
+    if setting.device == "cpu":
+        environment["ACCELERATE_USE_CPU"] = "true"
     command = [str(python), str(folder / "watch.py"), str(told), *arguments]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode or not told.exists():
@@ -303,17 +341,17 @@ def _figures(folder: Path, python: Path, arguments: Sequence[str]) -> dict[str, 
     figures = json.loads(told.read_text())
     stamps = figures["stamps"]
     between = [after - before for before, after in pairwise(stamps)]
-    return {"s_per_step": round(statistics.median(between), 3), "peak_gib": round(figures["peak_kib"] / 2**20, 3)}
+    return {"s_per_step": round(statistics.median(between), 4), "peak_gib": round(figures["peak_kib"] / 2**20, 3)}
 
 
-def _pictures(folder: Path) -> None:
-    """The same pictures of noise as each of the three programs wants them."""
+def pictures(folder: Path) -> None:
+    """The same pictures of noise as each of the three programs wants them, of the largest size."""
     places = [folder / "pictures", folder / "pictures-diffusers", folder / "pictures-kohya" / "9_thing"]
     for place in places:
         place.mkdir(parents=True, exist_ok=True)
     rows = []
     for number in range(PICTURES):
-        pixels = np.random.default_rng(number).integers(0, 255, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(number).integers(0, 255, (SIZES_PX[-1], SIZES_PX[-1], 3), dtype=np.uint8)
         for place in places:
             Image.fromarray(pixels).save(place / f"{number}.png")
             if place.name != "pictures-diffusers":

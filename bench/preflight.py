@@ -3,13 +3,14 @@
     python -m bench.preflight [CONFIG] [--steps 40] [--set KEY=VALUE ...] [--write]
 
 Each is a process of its own, one after the other; the real run's step is the mean between its second step and its last,
-its memory the most its process held (`ru_maxrss`).
+its memory the most its process held (`ru_maxrss`), on a GPU the most that torch held there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,16 +18,19 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from diffusion_lora.events import read_events
 
 
 def in_a_process(*arguments: str) -> tuple[str, float]:
     """The output of `diffusion-lora ...`, and the most memory in GB that its process held."""
     code = (
-        "import resource, sys\n"
+        "import resource, sys, torch\n"
         "from diffusion_lora.cli import main\n"
         "try:\n    main(sys.argv[1:])\n"
-        "finally:\n    print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)\n"
+        "finally:\n    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "    print('peak', (torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else held) / 1e9)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -53,12 +57,15 @@ def main() -> None:
         "config": options.config,
         "settings": options.set,
         "date": time.strftime("%Y-%m-%d"),
+        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
         "step_s": {"predicted": predicted_s, "real": round(step_s, 4), "ratio": round(predicted_s / step_s, 3)},
         "peak_gb": {"predicted": predicted_gb, "real": round(peak_gb, 3), "ratio": round(predicted_gb / peak_gb, 3)},
     }
     print(json.dumps(result, indent=1))
     if options.write:
-        path = Path(__file__).parent / "results" / f"preflight-{Path(options.config).stem}-{result['date']}.json"
+        device = "-cuda" if any("cuda" in one for one in options.set) else ""
+        name = f"preflight-{Path(options.config).stem}-{result['date']}{device}.json"
+        path = Path(__file__).parent / "results" / name
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -28,9 +28,9 @@ FRESH = 2000
 _AT_ONCE = 32
 
 
-def captions(folder: Path, pixels: np.ndarray) -> list[str]:
+def captions(folder: Path, pixels: np.ndarray, device: str = "cpu") -> list[str]:
     """What the captioner in a folder says of pictures [N, 128, 128, 3]."""
-    captioner = open_captioner(str(folder), Options(device="cpu"))
+    captioner = open_captioner(str(folder), Options(device=device))
     portions = (pixels[first : first + _AT_ONCE] for first in range(0, len(pixels), _AT_ONCE))
     return [text for portion in portions for text in captioner.describe([Image.fromarray(x) for x in portion])]
 
@@ -54,7 +54,8 @@ def _truth(scene: Scene) -> Said:
     return Said(things, scene.background, style)
 
 
-def examine(folder: Path, cache: Path, autoencoder: Autoencoder | None, count: int = 512) -> None:
+def examine(folder: Path, cache: Path, autoencoder: Autoencoder | None, count: int = 512,
+            device: str = "cpu") -> None:
     """Print the shares on fresh drawings of base and of held styles, drawn and decoded, and the time a picture."""
     drawn, every = drawings(cache, FRESH, FRESH_SEED, print), list(scenes(FRESH, FRESH_SEED))
     again = decoded(cache, drawn, autoencoder, FRESH_SEED, 0.2, print) if autoencoder else None
@@ -67,7 +68,7 @@ def examine(folder: Path, cache: Path, autoencoder: Autoencoder | None, count: i
             if pixels is not None:
                 some = chosen[:count]
                 started = time.monotonic()
-                found = shares(captions(folder, pixels[some]), [every[i] for i in some])
+                found = shares(captions(folder, pixels[some], device), [every[i] for i in some])
                 pace = (time.monotonic() - started) / len(some)
                 print(f"{name}, {how:8} ({len(some)})", "  ".join(f"{k} {v:.1f} %" for k, v in found.items()),
                       f" {1000 * pace:.0f} ms a picture", flush=True)
@@ -80,8 +81,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--vae", type=Path)
     parser.add_argument("--count", type=int, default=512)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
-    examine(args.folder, cache_folder(), Autoencoder.load(args.vae) if args.vae else None, args.count)
+    autoencoder = Autoencoder.load(args.vae, args.device) if args.vae else None
+    examine(args.folder, cache_folder(), autoencoder, args.count, args.device)
 
 
 if __name__ == "__main__":

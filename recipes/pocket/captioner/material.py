@@ -6,6 +6,7 @@ as the autoencoder gives them back, and a set drawn by `recipes.pocket.pictures`
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,6 @@ from recipes.pocket.captioner.model import MAX_TOKENS
 from recipes.pocket.captioner.words import caption_of, mirrored
 from recipes.pocket.judge.drawings import Answers, answers, decoded, drawings, scenes
 from recipes.pocket.judge.drawings import Autoencoder as Autoencoder
-from recipes.pocket.judge.model import as_batch
 from recipes.pocket.latents import scene_of
 from recipes.pocket.pictures import load_set
 from recipes.pocket.world import Scene
@@ -32,9 +32,10 @@ _SHIFT_PX = 6
 
 @dataclass(frozen=True)
 class Pictures:
-    """N pictures, what the judge would say of them, and their captions as tokens [N, 2, L], plain and mirrored."""
+    """N pictures uint8 [N, 128, 128, 3] where training is done, what the judge would say of them, and their captions as
+    tokens [N, 2, L], plain and mirrored."""
 
-    pixels: np.ndarray
+    pixels: Tensor
     answers: Answers
     tokens: np.ndarray
 
@@ -48,26 +49,29 @@ class Batch:
     answers: Answers
 
 
-def known(pixels: np.ndarray, shown: Sequence[Scene], words: PreTrainedTokenizerFast) -> Pictures:
-    """Pictures with the scenes they show."""
+def known(pixels: np.ndarray, shown: Sequence[Scene], words: PreTrainedTokenizerFast, device: str) -> Pictures:
+    """Pictures with the scenes they show; on the CPU they stay in their file until a batch wants them."""
     told = [text for scene in shown for text in (caption_of(scene), caption_of(mirrored(scene)))]
     tokens = words(told, padding="max_length", max_length=MAX_TOKENS, return_tensors="np").input_ids
-    return Pictures(pixels, answers(shown, "all"), tokens.reshape(len(shown), 2, MAX_TOKENS).astype(np.int64))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes
+        there = torch.from_numpy(pixels).to(device)
+    return Pictures(there, answers(shown, "all"), tokens.reshape(len(shown), 2, MAX_TOKENS).astype(np.int64))
 
 
-def judged(folder: Path, count: int, seed: int, autoencoder: Autoencoder | None,
-           words: PreTrainedTokenizerFast) -> list[Pictures]:
+def judged(folder: Path, count: int, seed: int, autoencoder: Autoencoder | None, words: PreTrainedTokenizerFast,
+           device: str = "cpu", processes: int = 1) -> list[Pictures]:
     """The judge's drawings of a seed and, with an autoencoder, their decoded twins; drawn into `folder` once."""
-    drawn = drawings(folder, count, seed, print)
+    drawn = drawings(folder, count, seed, print, processes)
     shown = list(scenes(count, seed))
     again = [decoded(folder, drawn, autoencoder, seed, UNREST, print)] if autoencoder else []
-    return [known(pixels, shown, words) for pixels in (drawn.pictures, *again)]
+    return [known(pixels, shown, words, device) for pixels in (drawn.pictures, *again)]
 
 
-def drawn_set(folder: Path, words: PreTrainedTokenizerFast) -> Pictures:
+def drawn_set(folder: Path, words: PreTrainedTokenizerFast, device: str = "cpu") -> Pictures:
     """A folder made by `recipes.pocket.pictures`."""
     pixels, facts = load_set(folder)
-    return known(pixels, [scene_of(fact) for fact in facts], words)
+    return known(pixels, [scene_of(fact) for fact in facts], words, device)
 
 
 def batch(sources: Sequence[Pictures], seed: int, step: int, size: int) -> Batch:
@@ -78,26 +82,33 @@ def batch(sources: Sequence[Pictures], seed: int, step: int, size: int) -> Batch
         count = size // len(sources) + (number < size % len(sources))
         chosen = np.sort(rng.choice(len(source.pixels), count, replace=False))
         turned = rng.random(count) < 0.5
-        pixels = source.pixels[chosen]
-        pixels[turned] = pixels[turned, :, ::-1]
+        device = source.pixels.device
+        pixels = source.pixels[torch.from_numpy(chosen).to(device)]
+        pixels = torch.where(torch.from_numpy(turned).to(device)[:, None, None, None], pixels.flip(2), pixels)
         parts.append((pixels, source.tokens[chosen, turned.astype(int)], source.answers[chosen]))
-    x_BCHW = damaged(as_batch(np.concatenate([part[0] for part in parts])), rng)
+    x_BCHW = torch.cat([part[0] for part in parts]).permute(0, 3, 1, 2).float() / 127.5 - 1
     tokens = torch.from_numpy(np.concatenate([part[1] for part in parts]))
     found = Answers(*(np.concatenate([getattr(part[2], name) for part in parts])
                       for name in Answers.__dataclass_fields__))
-    return Batch(x_BCHW, tokens[:, : int((tokens != 0).sum(1).max())], found)
+    tokens = tokens[:, : int((tokens != 0).sum(1).max())].to(x_BCHW.device)
+    return Batch(damaged(x_BCHW, rng), tokens, found)
 
 
 def damaged(x_BCHW: Tensor, rng: np.random.Generator) -> Tensor:
     """The pictures shifted, softened, in other light and with grain: too little to make any caption wrong."""
-    count, _, height, width = x_BCHW.shape
+    (count, _, height, width), device = x_BCHW.shape, x_BCHW.device
+
+    def drawn(low: float, high: float) -> Tensor:
+        return torch.from_numpy(rng.uniform(low, high, (count, 1, 1, 1)).astype(np.float32)).to(device)
+
     padded = F.pad(x_BCHW, (_SHIFT_PX,) * 4, mode="replicate")
-    moves = rng.integers(0, 2 * _SHIFT_PX + 1, (count, 2))
-    x_BCHW = torch.stack([padded[row, :, y : y + height, x : x + width] for row, (y, x) in enumerate(moves)])
-    soft = torch.from_numpy(np.flatnonzero(rng.random(count) < 0.25))
-    x_BCHW[soft] = F.avg_pool2d(x_BCHW[soft], 3, 1, 1, count_include_pad=False)
-    contrast = torch.from_numpy(rng.uniform(0.9, 1.1, (count, 1, 1, 1)).astype(np.float32))
-    light = torch.from_numpy(rng.uniform(-0.06, 0.06, (count, 1, 1, 1)).astype(np.float32))
-    grain = torch.from_numpy(rng.uniform(0, 0.08, (count, 1, 1, 1)).astype(np.float32))
-    noise = torch.from_numpy(rng.standard_normal(x_BCHW.shape, np.float32))
+    moves = torch.from_numpy(rng.integers(0, 2 * _SHIFT_PX + 1, (2, count, 1))).to(device)
+    rows, columns = moves[0] + torch.arange(height, device=device), moves[1] + torch.arange(width, device=device)
+    which = torch.arange(count, device=device)[:, None, None]
+    x_BCHW = padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    softened = F.avg_pool2d(x_BCHW, 3, 1, 1, count_include_pad=False)
+    x_BCHW = torch.where(drawn(0, 1) < 0.25, softened, x_BCHW)
+    contrast, light, grain = drawn(0.9, 1.1), drawn(-0.06, 0.06), drawn(0, 0.08)
+    generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+    noise = torch.randn(x_BCHW.shape, generator=generator, device=device)
     return (x_BCHW * contrast + light + grain * noise).clamp_(-1, 1)

@@ -11,6 +11,8 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,15 +141,22 @@ def world_hash() -> str:
     return code.hexdigest()[:12]
 
 
-def drawings(folder: Path, count: int, seed: int, tell: Callable[[str], None]) -> Drawings:
-    """The set of this count and seed, drawn into `folder` unless it is there."""
+def drawings(folder: Path, count: int, seed: int, tell: Callable[[str], None], processes: int = 1) -> Drawings:
+    """The set of this count and seed, drawn into `folder` by so many processes unless it is there."""
     wanted = list(scenes(count, seed))
     file = folder / f"drawn-{world_hash()}-{seed}-{count}.npy"
 
-    def chunk(start: int) -> np.ndarray:
-        return np.stack([np.asarray(world.draw(scene, PICTURE_PX)) for scene in wanted[start : start + _CHUNK]])
+    with ExitStack() as stack:
+        spread = stack.enter_context(ProcessPoolExecutor(processes)).map if processes > 1 else map
 
-    return Drawings(_kept(file, count, chunk, tell), {part: answers(wanted, part) for part in PARTS})
+        def chunk(start: int) -> np.ndarray:
+            return np.stack(list(spread(_drawn, wanted[start : start + _CHUNK])))
+
+        return Drawings(_kept(file, count, chunk, tell), {part: answers(wanted, part) for part in PARTS})
+
+
+def _drawn(scene: world.Scene) -> np.ndarray:
+    return np.asarray(world.draw(scene, PICTURE_PX))
 
 
 @dataclass(frozen=True)
@@ -159,13 +168,14 @@ class Autoencoder:
     name: str
 
     @classmethod
-    def load(cls, folder: Path) -> Autoencoder:
+    def load(cls, folder: Path, device: str = "cpu") -> Autoencoder:
         """ValueError when the folder holds no AutoencoderKL."""
         from diffusers import AutoencoderKL  # here, for without it nothing of diffusers is needed
 
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no autoencoder (no config.json)")
-        vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval().requires_grad_(False)
+        vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+        vae = vae.eval().requires_grad_(False).to(device)
         weights = hashlib.sha256()
         for file in sorted(folder.glob("*.safetensors")):
             weights.update(file.read_bytes())
@@ -174,14 +184,15 @@ class Autoencoder:
     @torch.inference_mode()
     def encode(self, pictures: np.ndarray) -> torch.Tensor:
         """uint8 [N, H, W, 3] to mean latents [N, 4, h, w], scaled to unit spread."""
-        with torch.autocast("cpu", torch.bfloat16):
-            return self.vae.encode(as_batch(pictures)).latent_dist.mean.float() * self.scale
+        with torch.autocast(self.vae.device.type, torch.bfloat16):
+            x_NCHW = as_batch(pictures).to(self.vae.device)
+            return self.vae.encode(x_NCHW).latent_dist.mean.float().cpu() * self.scale
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Scaled latents to uint8 pictures [N, H, W, 3]."""
-        with torch.autocast("cpu", torch.bfloat16):
-            x_NCHW = self.vae.decode(latents / self.scale).sample.float()
+        with torch.autocast(self.vae.device.type, torch.bfloat16):
+            x_NCHW = self.vae.decode(latents.to(self.vae.device) / self.scale).sample.float().cpu()
         return ((x_NCHW.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 

@@ -92,7 +92,8 @@ def loss_of(readings: Readings, answers: Answers) -> Tensor:
     Objects are asked twice: is each kind there (the answer that is used), and, kinds against each other, which one it
     is; the second question alone teaches the kinds apart from the first minutes on.
     """
-    truth = torch.from_numpy(answers.objects).float()
+    device = readings.objects.device
+    truth = torch.from_numpy(answers.objects).float().to(device)
     there = truth.clamp(min=0)
     objects = F.binary_cross_entropy_with_logits(readings.objects, there, reduction="none")
     loss = (objects * (truth != IGNORE)).sum() / len(truth)
@@ -104,8 +105,8 @@ def loss_of(readings: Readings, answers: Answers) -> Tensor:
         (readings.styles, answers.styles),
         (readings.characters, answers.characters),
     ):
-        wanted = torch.from_numpy(target.astype(np.int64))
-        if (wanted != IGNORE).any():
+        if (target != IGNORE).any():
+            wanted = torch.from_numpy(target.astype(np.int64)).to(device)
             loss = loss + F.cross_entropy(logits, wanted, ignore_index=IGNORE)
     return loss
 
