@@ -1,7 +1,6 @@
 """Captioners of transformers: every class behind `AutoModelForImageTextToText`, asked as its kind wants to be asked.
 
-    vision-encoder-decoder   its picture processor and its tokenizer lie side by side; it is not asked anything; with
-                             `views_px` in its configuration it looks several times (`views`)
+    vision-encoder-decoder   its picture processor and its tokenizer lie side by side; it is not asked anything
     blip, git                a caption; with a prompt, a caption that goes on from these words
     blip-2, instructblip     with a prompt, an answer
     florence2                a task: <CAPTION>, <DETAILED_CAPTION>, <MORE_DETAILED_CAPTION>
@@ -41,7 +40,6 @@ class TransformersCaptioner:
         self._net, self._processor, self._words = net, processor, words
         self._type = net.config.model_type
         self._ask = _question(self._type, processor, options.prompt, name)
-        self._views_px = int(getattr(net.config, "views_px", 0)) if self._type == _PAIR else 0
         self._new_tokens = min(options.new_tokens or _NEW_TOKENS, _room(net) or _NEW_TOKENS)
 
     @torch.inference_mode()
@@ -54,16 +52,9 @@ class TransformersCaptioner:
             given = self._processor(images=list(pictures), return_tensors="pt", **asked)
             given = _open_ended(given, self._words) if self._type == "git" else given
             given = given.to(self._net.device, self._net.dtype)
-            more: dict[str, Any] = {}
-            if self._views_px:
-                from diffusion_lora.caption.views import Agreement, moved
-
-                given["pixel_values"] = moved(given["pixel_values"], self._views_px)
-                more["logits_processor"] = [Agreement()]
             if self._type == _PAIR:
                 given = _seen(self._net, given)
-            tokens = self._net.generate(**given, max_new_tokens=self._new_tokens, do_sample=False, num_beams=1, **more)
-            tokens = tokens[: len(pictures)]
+            tokens = self._net.generate(**given, max_new_tokens=self._new_tokens, do_sample=False, num_beams=1)
         asked_BL = given.get("input_ids")
         if asked_BL is not None and self._type not in _CONTINUES:
             length = asked_BL.shape[1]

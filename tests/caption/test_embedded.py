@@ -10,7 +10,6 @@ import torch
 import diffusion_lora.caption
 from diffusion_lora.caption.captioner import Captioner
 from diffusion_lora.caption.find import open_captioner
-from diffusion_lora.caption.views import Agreement, moved
 from recipes.pocket.captioner.examine import shares
 from recipes.pocket.captioner.words import WORDS, caption_of, mirrored, said
 from recipes.pocket.world import Scene, draw, sample_scene
@@ -37,23 +36,9 @@ def test_things_colours_and_background_are_named_rightly(captioner: Captioner) -
     told = captioner.describe(pictures)
     seconds = (time.process_time() - started) / COUNT
     found = shares(told, shown)
-    assert found["all three"] >= 85
-    assert found["background"] >= 95
+    assert found["all three"] >= 97  # measured: 100
     assert seconds <= 0.3
     assert told[:5] == [captioner.describe([picture])[0] for picture in pictures[:5]]
-
-
-def test_the_views_of_a_picture_agree_and_those_of_another_stay_out_of_it() -> None:
-    """Wrong: the picture itself is no view, a view is moved too far, or rows of two pictures are averaged."""
-    batch = torch.arange(2 * 3 * 4 * 4, dtype=torch.float32).view(2, 3, 4, 4)
-    views = moved(batch, 1).view(9, 2, 3, 4, 4)
-    assert torch.equal(views[0], batch)
-    assert torch.equal(views[1, ..., :, 1:], batch[..., :, :-1])
-    assert len({view.numpy().tobytes() for view in views}) == 9
-    scores = torch.randn(9, 2, 5)
-    agreed = Agreement()(torch.zeros(18, 1, dtype=torch.long), scores.view(18, 5)).view(9, 2, 5)
-    assert torch.equal(agreed[0], agreed[8])
-    assert torch.allclose(agreed[0, 1], scores[:, 1].log_softmax(-1).mean(0))
 
 
 def test_it_is_small_and_whole() -> None:

@@ -27,7 +27,6 @@ from recipes.pocket.judge.model import Labels, Readings
 
 PICTURE_PX = 128
 MAX_TOKENS = 32
-VIEWS_PX = 5  # how far the views lie apart that a finished captioner takes of a picture; it learned up to 6
 _WIDTH, _BLOCKS, _HEADS = 192, 3, 6
 _SPEECH_WIDTH, _SPEECH_LAYERS = 128, 2
 
@@ -61,7 +60,6 @@ def build(words: PreTrainedTokenizerFast) -> VisionEncoderDecoderModel:
         config.eos_token_id = words.eos_token_id
         config.pad_token_id = words.pad_token_id
     captioner.generation_config.max_length = MAX_TOKENS
-    captioner.config.views_px = VIEWS_PX
     return captioner
 
 
