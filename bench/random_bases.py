@@ -52,7 +52,7 @@ def unet(kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     return filled(module, dtype)
 
 
-def filled(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+def filled(module: nn.Module, dtype: torch.dtype) -> Any:
     """Weights of variance 1 / in, norms of 1, biases of 0: numbers stay of the size that they have in real models."""
     module = module.to_empty(device="cpu").to(dtype).requires_grad_(False).eval()
     generator = torch.Generator().manual_seed(0)

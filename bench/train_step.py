@@ -203,7 +203,7 @@ class Step:
         self._update()
 
     def _save(self) -> None:
-        save_checkpoint(self.run, self.number, [self.learner], keep=1)
+        save_checkpoint(self.run, self.number, [self.learner], {}, keep=1)
         write_adapter(self.bank.export("a"), self.run.adapter_path)
 
     def _flops(self) -> int:

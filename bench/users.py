@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 from playwright.sync_api import Browser, sync_playwright
 
 from diffusion_lora.accounts import add_user
@@ -126,7 +127,7 @@ def main() -> None:
     sys.exit(0 if holds else 1)
 
 
-def used(desk: DeskProcess, names: Sequence[str], seconds: float) -> dict[str, object]:
+def used(desk: DeskProcess, names: Sequence[str], seconds: float) -> dict[str, Any]:
     """Let them all draw for so long; what went wrong, how long they waited, and the memory of page and engine."""
     with sync_playwright() as playwright:
         browser = start_browser(playwright, browser_program())

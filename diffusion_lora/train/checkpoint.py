@@ -57,12 +57,14 @@ def save_checkpoint(
     run: Run,
     step: int,
     learners: Sequence[Learner],
-    fitting: Fitting,
+    fitting: dict[str, Any],
     folded: Sequence[tuple[str, float]] = (),
     *,
     keep: int,
 ) -> Path:
-    """Write the state after `step` steps, then let go of the oldest. `folded` says what is part of the base.
+    """Write the state after `step` steps, then let go of the oldest.
+
+    `fitting` is the state of how passes are computed, `folded` says what is part of the base.
 
     Raises OutputError, and RunError if the adapter holds numbers that are not finite; the older checkpoints then stay.
     """
@@ -77,7 +79,7 @@ def save_checkpoint(
     states = {learner.name: learner.state() for learner in learners}
     # Alone, a learner's state lies at the top: what was saved before there were sweeps is read by the same rule.
     alone = states.get("")
-    whole = {"step": step, "folded": list(folded), "fitting": fitting.state()}
+    whole = {"step": step, "folded": list(folded), "fitting": fitting}
     state = {**whole, **(alone if alone is not None else {"side_by_side": states})}
     # Through memory: torch turns a full disk into a RuntimeError of its own, a plain write says what happened.
     buffer = io.BytesIO()

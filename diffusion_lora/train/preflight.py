@@ -195,7 +195,7 @@ def _step(
 
 
 def _save(run: Run, ready: Prepared, learners: list[Learner], fitting: Fitting) -> None:
-    save_checkpoint(run, 1, learners, fitting, ready.folded, keep=1)
+    save_checkpoint(run, 1, learners, fitting.state(), ready.folded, keep=1)
     write_adapters(run, ready, learners, 1)
 
 

@@ -165,7 +165,7 @@ def _train(run: Run, config: TrainConfig, team: Team, resume: bool, progress: Pr
                 tell("preview", step=step, paths=paths)
                 watch.previews(step, paths)
             if (save or turned) and team.leads:
-                path = save_checkpoint(run, step, learners, fitting, ready.folded, keep=config.checkpoint.keep)
+                path = save_checkpoint(run, step, learners, fitting.state(), ready.folded, keep=config.checkpoint.keep)
                 tell("checkpoint", step=step, path=str(path.relative_to(run.folder)))
                 if config.checkpoint.adapters:
                     keep_adapters(run, ready, learners, step)
