@@ -68,7 +68,7 @@ class Datasets:
             "shipped": found.is_shipped,
             "empty": found.problem,
             "items": [
-                {"name": item.name, "caption": item.caption, "src": self._small(item.path), "mask": item.mask is not None}
+                {"name": item.name, "caption": item.caption, "src": self._small(item.path), "mask": bool(item.mask)}
                 for item in found.items
             ],
             "undo": _told_edit(found.folder),

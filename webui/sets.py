@@ -82,7 +82,7 @@ def choices(workspace: Workspace) -> list[tuple[str, str]]:
 def open_set(folder: str, *, masks: bool = False) -> PictureSet:
     """The set in a folder a person chose or typed. Never raises for what is wrong with it: `problem` tells.
 
-    With `masks` its pictures know theirs: a look at the disk for each, which what is asked for each second does without.
+    With `masks` its pictures know theirs. That is a look at the disk for each, so not for what is asked every second.
     """
     if folder.strip() in ("", NEW_SET):
         return PictureSet(Path(), problem="Upload pictures, with their captions as .txt files if you have them.")
