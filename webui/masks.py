@@ -101,7 +101,7 @@ def _item(found: PictureSet, picture: str) -> Item:
     item = next((item for item in found.items if item.name == picture), None)
     if item is None:
         raise DatasetError(f"{found.name} has no picture {picture!r} (any more): open the set again")
-    # A list of pictures may name some of other folders, and a folder may be a link.
+    # A folder below may be a link: what lies behind it is not the set's.
     for path in (item.path, item.mask):
         if path is not None and not path.parent.resolve().is_relative_to(found.folder.resolve()):
             raise DatasetError(f"{path} does not lie in {found.name}: masks are painted in the folder of the set alone")

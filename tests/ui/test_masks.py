@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -139,15 +138,17 @@ def test_what_is_no_mask_of_a_picture_is_refused(
 def test_nothing_is_written_outside_of_the_set(
     datasets: Datasets, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A list of pictures may name one elsewhere; other machines open what lies in the workspace alone."""
+    """A folder of masks may be a link; other machines open what lies in the workspace alone."""
     outside = tmp_path / "outside"
     outside.mkdir()
     Image.new("RGB", (16, 16)).save(outside / "x.png")
-    rows = [{"file_name": "../../../outside/x.png", "text": "x"}, {"file_name": "a.png", "text": "a"}]
-    (mine / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    (mine / "masks" / "b.png").rename(outside / "b.png")
+    (mine / "masks").rmdir()
+    (mine / "masks").symlink_to(outside)
     for act in (datasets.mask, datasets.save_mask, datasets.remove_mask):
         with pytest.raises(DatasetError, match="does not lie in mine"):
-            act({"folder": str(mine), "picture": "../../../outside/x.png", "painted": painted()})
+            act({"folder": str(mine), "picture": "b.png", "painted": painted()})
+    (outside / "b.png").unlink()
 
     monkeypatch.setattr(sets, "_allowed", [])
     datasets.save_mask({"folder": str(outside), "picture": "x.png", "painted": painted()})
