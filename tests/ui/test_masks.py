@@ -10,6 +10,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from diffusion_lora.config import shipped
+from diffusion_lora.data.edits import Edit
 from diffusion_lora.errors import DatasetError
 from diffusion_lora.workspace import Workspace
 from tests.ui.conftest import OpenPage
@@ -104,6 +105,14 @@ def test_a_shipped_set_is_painted_on_as_a_copy(datasets: Datasets) -> None:
     assert Path(told["folder"]) == datasets.workspace.datasets / "pocket-style"
     assert (Path(told["folder"]) / "01-cactus.mask.png").is_file()
     assert files(folder) == there
+
+
+def test_no_mask_is_written_while_the_set_is_captioned(datasets: Datasets, mine: Path) -> None:
+    """Wrong: captioning, which is found again by the newest edit, is lost behind that of a mask."""
+    order = Edit.of(mine, {"what": "caption"})
+    with order.at_work(), pytest.raises(DatasetError, match="mine is being captioned"):
+        datasets.save_mask({"folder": str(mine), "picture": "a.png", "painted": painted()})
+    assert files(mine) == ["a.png", "b.png"]
 
 
 @pytest.mark.parametrize(
