@@ -98,11 +98,12 @@ def undo(
     folder: Folder,
     force: Annotated[bool, typer.Option("--force", help="Captions that were changed since, too.")] = False,
 ) -> None:
-    """Take the newest edit of captions back, byte for byte: a captioning, or a `dataset edit`."""
+    """Take the newest edit back, byte for byte: a captioning, a `dataset edit`, or a mask painted on the page."""
     from diffusion_lora.data.edits import undo as take_back
 
     done = take_back(folder.absolute(), force=force)
-    print(f"{done.restored} captions are as they were before: {done.asked.get('what', 'an edit')}")
+    kind = "masks" if done.asked.get("what") == "mask" else "captions"
+    print(f"{done.restored} {kind} are as they were before: {done.asked.get('what', 'an edit')}")
     if done.kept:
         shown = ", ".join(done.kept[:5]) + (", ..." if len(done.kept) > 5 else "")
         print(f"{len(done.kept)} were changed since and are left alone: {shown} (--force takes them back too)")

@@ -1,9 +1,9 @@
 """What the Dataset tab does with a set: what is in it, what is wrong with it, captions edited, described, taken back.
 
-A set is opened by the folder that the page shows (`sets`); what is changed are `.txt` files beside pictures, and every
-bulk change is noted first, so that it can be taken back. What needs a model is a command of the program in a process of
-its own: captioning goes on when the page is closed, and is found again by the lock in the set's history. No Gradio, no
-torch.
+A set is opened by the folder that the page shows (`sets`); what is changed are `.txt` files beside pictures, and their
+masks (`masks`). Every bulk change is noted first, so that it can be taken back. What needs a model is a command of the
+program in a process of its own: captioning goes on when the page is closed, and is found again by the lock in the set's
+history. No Gradio, no torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from diffusion_lora.jobs.launch import Child, answer_of, end_process, last_line,
 from diffusion_lora.layouts.layout import layout_named
 from diffusion_lora.processes import Process, owner
 from diffusion_lora.workspace import Workspace
-from webui import sets
+from webui import masks, sets
 from webui.sets import PictureSet
 from webui.words import count, sentence
 
@@ -60,7 +60,7 @@ class Datasets:
 
     def open(self, folder: str) -> dict[str, Any]:
         """The pictures of a set with their captions; `problem` where it cannot be used."""
-        found = sets.open_set(folder)
+        found = sets.open_set(folder, masks=True)
         return {
             "folder": str(found.folder) if found.folder != Path() else "",
             "name": found.name,
@@ -68,7 +68,8 @@ class Datasets:
             "shipped": found.is_shipped,
             "empty": found.problem,
             "items": [
-                {"name": item.name, "caption": item.caption, "src": self._small(item.path)} for item in found.items
+                {"name": item.name, "caption": item.caption, "src": self._small(item.path), "mask": bool(item.mask)}
+                for item in found.items
             ],
             "undo": _told_edit(found.folder),
             "work": self._work_of(found),
@@ -147,27 +148,54 @@ class Datasets:
         return {"changed": changed, "folder": str(folder), "problems": [sentence(each.text) for each in problems]}
 
     def undo(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Take the newest bulk edit of a set back: {folder}. Raises UserErrors."""
-        done = undo(_opened(asked).folder)
+        """Take the newest bulk edit of a set, or of a mask, back: {folder}. Raises UserErrors."""
+        folder = _opened(asked).folder
+        done = undo(folder)
+        if done.asked.get("what") == masks.EDIT:
+            return {"told": masks.tell_undone(self.workspace, folder, done)}
         kept = f"; {count(len(done.kept), 'caption')} that were changed since stay" if done.kept else ""
         return {"told": f"{count(done.restored, 'caption')} as before{kept}."}
 
     def remove(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Move a picture, with its caption, into the trash: {folder, picture}. Raises UserErrors."""
-        found = _opened(asked)
+        """Move a picture, with its caption and mask, into the trash: {folder, picture}. Raises UserErrors."""
+        found = _opened(asked, masks=True)
         item = next((item for item in found.items if item.name == asked.get("picture")), None)
         if item is None:
             raise DatasetError(f"{found.name} has no picture {asked.get('picture')!r} (any more): open the set again")
         folder = sets.own_folder(self.workspace, found)
         picture = folder / item.name
-        for file in (picture, picture.with_suffix(".txt")):
-            if file.is_file():
+        shared = sum(other.mask == item.mask for other in found.items) > 1  # by a.png and a.jpg
+        mask = None if item.mask is None or shared else folder / item.mask.relative_to(found.folder)
+        for file in (picture, picture.with_suffix(".txt"), mask):
+            if file is not None and file.is_file():
                 self.workspace.throw_away(file)
         return {"folder": str(folder)}
 
     def create(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Make an empty set: {name}. Raises UserErrors."""
         return {"folder": str(sets.new_set(self.workspace, str(asked.get("name") or "")))}
+
+    # --- masks --------------------------------------------------------------------------------------------------------
+
+    def mask(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """A picture to paint on, and its mask: {folder, picture} -> {src, size, mask}. Raises UserErrors."""
+        return masks.look(_opened(asked, masks=True), str(asked.get("picture")))
+
+    def save_mask(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the mask of a picture: {folder, picture, painted}. Raises UserErrors."""
+        found = self._not_captioned(asked)
+        return _masked(masks.save(self.workspace, found, str(asked.get("picture")), asked.get("painted")))
+
+    def remove_mask(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Take the mask of a picture away; Undo brings it back: {folder, picture}. Raises UserErrors."""
+        return _masked(masks.remove(self.workspace, self._not_captioned(asked), str(asked.get("picture"))))
+
+    def _not_captioned(self, asked: Mapping[str, Any]) -> PictureSet:
+        """The set, for an edit that is noted. Captioning is found again by the newest edit: none may come after it."""
+        found = _opened(asked, masks=True)
+        if self._is_captioned(found.folder):
+            raise DatasetError(f"{found.name} is being captioned: masks can be changed when that has ended")
+        return found
 
     # --- describing ---------------------------------------------------------------------------------------------------
 
@@ -215,8 +243,7 @@ class Datasets:
         """How far a captioning is: {done, total, told}; None when there is none. One that this page started and that
         ended since is told once more, with what it said."""
         work = self._works.get(found.folder)
-        alive = work is not None and work.child.status is None
-        if not alive and _at_work(found.folder) is None:
+        if not self._is_captioned(found.folder):
             if work is None:
                 return None
             del self._works[found.folder]
@@ -228,6 +255,10 @@ class Datasets:
         total = work.total if work else written + found.bare
         return {"done": min(written, total), "total": total}
 
+    def _is_captioned(self, folder: Path) -> bool:
+        work = self._works.get(folder)
+        return (work is not None and work.child.status is None) or _at_work(folder) is not None
+
     def _command(self, *arguments: str) -> str:
         try:
             return answer_of(arguments, self.workspace.root)
@@ -235,12 +266,21 @@ class Datasets:
             raise ServiceError(str(error).replace(f"{self.workspace.datasets}/", "")) from None
 
 
-def _opened(asked: Mapping[str, Any]) -> PictureSet:
+def _opened(asked: Mapping[str, Any], *, masks: bool = False) -> PictureSet:
     """The set that a browser names. Raises DatasetError when there is nothing to work on."""
-    found = sets.open_set(str(asked.get("folder") or ""))
+    found = sets.open_set(str(asked.get("folder") or ""), masks=masks)
     if found.problem:
         raise DatasetError(found.problem.rstrip("."))
     return found
+
+
+def _masked(folder: Path) -> dict[str, Any]:
+    """What the page shows anew when a mask has changed: pictures of one name, as in a.png and a.jpg, share theirs."""
+    return {
+        "folder": str(folder),
+        "masked": masks.masked(sets.open_set(str(folder), masks=True)),
+        "undo": _told_edit(folder),
+    }
 
 
 def _caption_options(asked: Mapping[str, Any]) -> tuple[str, list[str]]:

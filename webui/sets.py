@@ -79,8 +79,11 @@ def choices(workspace: Workspace) -> list[tuple[str, str]]:
     return [*offered, *((f"{name} (shipped)", folder) for name, folder in shipped_sets), ("New set", NEW_SET)]
 
 
-def open_set(folder: str) -> PictureSet:
-    """The set in a folder a person chose or typed. Never raises for what is wrong with it: `problem` tells."""
+def open_set(folder: str, *, masks: bool = False) -> PictureSet:
+    """The set in a folder a person chose or typed. Never raises for what is wrong with it: `problem` tells.
+
+    With `masks` its pictures know theirs. That is a look at the disk for each, so not for what is asked every second.
+    """
     if folder.strip() in ("", NEW_SET):
         return PictureSet(Path(), problem="Upload pictures, with their captions as .txt files if you have them.")
     path = resolve_path(folder.strip(), None) or Path(folder.strip()).expanduser().absolute()
@@ -89,7 +92,7 @@ def open_set(folder: str) -> PictureSet:
     if not path.is_dir():
         return PictureSet(path, problem=f"{path} is {'a file' if path.exists() else 'not there'}: give a folder.")
     try:
-        return PictureSet(path, tuple(scan_folder(path, captions_required=False)))
+        return PictureSet(path, tuple(scan_folder(path, captions_required=False, masks=masks)))
     except DatasetError as error:
         return PictureSet(path, problem=sentence(str(error)))
     except OSError as error:

@@ -86,7 +86,20 @@ LIBRARY: Texts = {
     "imported": "{name} is in the library.",
 }
 
+PAINT: Texts = {
+    "brush": "Brush",
+    "erase": "Erase",
+    "clear": "Clear",
+    "fill": "Fill a part",
+    "part_left": "Left half",
+    "part_right": "Right half",
+    "part_top": "Upper half",
+    "part_bottom": "Lower half",
+    "part_centre": "Middle",
+}
+
 DATASET: Texts = {
+    **PAINT,
     "set": "Set of pictures",
     "other": "A folder by its path ...",
     "path": "Path of a folder",
@@ -114,6 +127,20 @@ DATASET: Texts = {
     "saved": "saved",
     "remove": "Remove {name}",
     "removed": "{name} lies in the trash now.",
+    "mask": "Mask",
+    "mask_of": "Mask of {name}",
+    "mask_none": "Paint a mask for {name}",
+    "mask_told": "Paint what training should look at. What stays bare does not count in the loss.",
+    "mask_painted": "Paint what counts; Fill a part does it without a brush",
+    "mask_wait": "The picture is being opened ...",
+    "mask_save": "Save the mask",
+    "mask_remove": "Remove the mask",
+    "mask_unsaved": "What you painted is not saved: save it, or close again to let it go.",
+    "mask_saved": "{name} has a mask now.",
+    "mask_removed": "{name} has no mask now; Undo brings it back.",
+    "masked_one": "1 picture has a mask; training looks at it when dataset.mask is file.",
+    "masked": "{count} pictures have a mask; training looks at them when dataset.mask is file.",
+    "part_all": "All of it",
     "problems": "Before you train",
     "checking": "Looking at the pictures ...",
     "check": "Check again",
@@ -264,18 +291,6 @@ AXES: tuple[tuple[str, str, bool, str], ...] = (
     ("size", "Size", False, "128x128, 128x192"),
 )
 """Axes of a grid: the library's word, ours, whether it is of a LoRA, and values for a start."""
-
-PAINT: Texts = {
-    "brush": "Brush",
-    "erase": "Erase",
-    "clear": "Clear",
-    "fill": "Fill a part",
-    "part_left": "Left half",
-    "part_right": "Right half",
-    "part_top": "Upper half",
-    "part_bottom": "Lower half",
-    "part_centre": "Middle",
-}
 
 SOURCE: Texts = {
     **PAINT,

@@ -1,4 +1,4 @@
-"""Bulk edits of captions, each of which can be taken back byte for byte. No torch.
+"""Bulk edits of captions, and edits of masks, each of which can be taken back byte for byte. No torch.
 
     DIR/.captions/0003/edit.json          what was asked
     DIR/.captions/0003/part-0of1.jsonl    one line a file, on disk before the file is touched: its bytes before and

@@ -106,13 +106,17 @@ def demand_captions(scanned: Scanned, looking: Looking, *, required: bool) -> No
     )
 
 
-def scan_folder(folder: Path, *, caption: str | None = None, captions_required: bool = True) -> list[Item]:
+def scan_folder(
+    folder: Path, *, caption: str | None = None, captions_required: bool = True, masks: bool = False
+) -> list[Item]:
     """The pictures of one folder by name, with their captions, or `caption` for all; no picture is opened.
+
+    With `masks` each has its mask too, where there is one.
 
     Raises DatasetError: no such folder, no picture in it, a picture without caption when captions are required, a
     caption that is not text.
     """
-    looking = Looking(headers=False)
+    looking = Looking(headers=False, masks=masks)
     scanned = scan([Source(folder, caption=caption)], looking)
     demand_captions(scanned, looking, required=captions_required)
     return list(scanned.items)

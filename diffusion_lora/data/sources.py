@@ -129,7 +129,9 @@ def walk(source: Source, looking: Looking, report: Report, number: int = 0) -> I
         not_pictures = set(masks.values())
         if masks and not looking.masks:
             first = next(iter(masks.values()))
-            report(Problem("mask", prefix + first, f"{first} is taken for a mask and not trained on"))
+            many = "1 picture has a mask" if len(masks) == 1 else f"{len(masks)} pictures have a mask"
+            text = f"{many} ({first}), which training looks at when dataset.mask is file"
+            report(Problem("mask", prefix + first, text))
         for name in names:
             stem, suffix = _split(name)
             if suffix.lower() not in SUFFIXES or name in not_pictures:

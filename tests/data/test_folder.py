@@ -140,7 +140,8 @@ def test_masks_are_found_and_never_taken_for_pictures(tmp_path: Path) -> None:
     assert [(problem.kind, problem.picture) for problem in scanned.problems] == [("mask", "d.png")]
     unasked = scan([Source(tmp_path)], QUICK)
     assert [item.mask for item in unasked.items] == [None] * 4
-    assert "taken for a mask" in unasked.problems[0].text
+    told = "2 pictures have a mask (a.mask.png), which training looks at when dataset.mask is file"
+    assert [problem.text for problem in unasked.problems] == [told]
 
 
 def test_a_picture_without_caption_is_named_or_learned_without_one(tmp_path: Path) -> None:

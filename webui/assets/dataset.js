@@ -1,5 +1,5 @@
 // A set of pictures: captions edited in place and saved while they are typed, bulk edits with undo, what is wrong, how
-// pictures will be cropped, and the captioner. Python sends which sets there are as props.value; the set that is open,
+// pictures will be cropped, their masks, and the captioner. Python sends which sets there are as props.value; the set that is open,
 // what is searched for and typed is known here alone.
 //
 // Event: "train" {folder}.
@@ -57,6 +57,7 @@ async function open(folder, keep = false) {
   const other = found.folder !== set?.folder;
   set = found;
   if (other && !keep) { filter = new Set(); search.value = ""; limit = AT_ONCE; checked = null; stale = false; crops_shown = false; announce(found.shipped ? t.shipped : ""); }
+  if (other) masks.close();
   if (other && !keep && sheet.firstChild === asking) sheet.replaceChildren();  // what was begun meanwhile stays
   tokens = new Map();
   list();
@@ -83,7 +84,9 @@ function card(item) {
   area.value = item.caption;
   const image = make("img", { loading: "lazy", decoding: "async", src: item.src, alt: item.caption || item.name, draggable: "false" });
   const remove = make("button", { type: "button", class: "quiet remove", "data-act": "remove", "aria-label": filled(t.remove, { name: item.name }), title: filled(t.remove, { name: item.name }) }, "\u00d7");
-  return make("div", { class: "card", "data-picture": item.name }, make("div", { class: "frame" }, image), remove, area,
+  const mask = make("button", { type: "button", class: "mask", "data-act": "mask" }, t.mask);
+  say_mask(mask, item);
+  return make("div", { class: "card", "data-picture": item.name }, make("div", { class: "frame" }, image), mask, remove, area,
     make("div", { class: "foot" }, make("span", { class: "told tokens" }), make("span", { class: "told state", "aria-live": "polite" })));
 }
 
@@ -230,7 +233,7 @@ function draw_problems() {
   if (checked === "waiting") rows.push(row("", t.checking));
   else if (checked?.problem) rows.push(row("stopped", checked.problem));
   else if (checked) {
-    for (const problem of checked.problems.filter((one) => one.kind !== "no caption").slice(0, 12)) {
+    for (const problem of checked.problems.filter((one) => !["no caption", "mask"].includes(one.kind)).slice(0, 12)) {
       const pair = problem.other && item_of(problem.other) && item_of(problem.picture);
       const there = item_of(problem.picture);
       rows.push(row(problem.left_out ? "stopped" : "careful", problem.text, pair ? t.act_compare : there ? t.act_show : "",
@@ -238,6 +241,8 @@ function draw_problems() {
     }
     if (!rows.length) rows.push(row("good", t.fine));
   }
+  const masked = (set?.items || []).filter((item) => item.mask).length;
+  if (masked) rows.push(row("", masked === 1 ? t.masked_one : filled(t.masked, { count: masked })));
   if (set?.items.length && checked !== "waiting") rows.push(row("", stale ? t.unchecked : "", t.check, check));
   q(".problems .body").replaceChildren(make("ul", {}, ...rows));
 }
@@ -275,8 +280,46 @@ function changed() {
 }
 
 wall.addEventListener("click", (event) => {
-  if (event.target.closest("[data-act=remove]")) remove(event.target.closest(".card").dataset.picture);
+  const picture = event.target.closest(".card")?.dataset.picture;
+  if (event.target.closest("[data-act=remove]")) remove(picture);
+  if (event.target.closest("[data-act=mask]")) masks.open(picture);
 });
+
+// --- masks ------------------------------------------------------------------------------------------------------------
+
+// In line with what else is written: a shipped set is copied once.
+const in_line = (act) => {
+  const done = line.then(act);
+  line = done;
+  return done;
+};
+
+const masks = mask_view(element, t, facts.parts, {
+  look: (picture) => asked(() => server.mask({ folder: set.folder, picture })),
+  save: (picture, painted) => in_line(async () => with_masks(await asked(() => server.save_mask({ folder: set.folder, picture, painted })), filled(t.mask_saved, { name: picture }))),
+  remove: (picture) => in_line(async () => with_masks(await asked(() => server.remove_mask({ folder: set.folder, picture })), filled(t.mask_removed, { name: picture }))),
+});
+
+// What the page shows once a mask has changed; the answer goes on to who asked.
+function with_masks(told, words) {
+  if (told.problem) return told;
+  announce(words);
+  if (told.folder !== set.folder) moved(told.folder);
+  set.undo = told.undo;
+  for (const item of set.items) {
+    item.mask = told.masked.includes(item.name);
+    const button = card_of(item.name)?.querySelector("[data-act=mask]");
+    if (button) say_mask(button, item);
+  }
+  around();
+  return told;
+}
+
+function say_mask(button, item) {
+  button.classList.toggle("has", item.mask);
+  button.title = filled(item.mask ? t.mask_of : t.mask_none, { name: item.name });
+  button.setAttribute("aria-label", button.title);
+}
 
 // --- crops ------------------------------------------------------------------------------------------------------------
 

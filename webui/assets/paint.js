@@ -1,16 +1,16 @@
 // Painting an area: strokes on a canvas that lies over whatever is to be seen below it. White is inside, and goes out
 // as a grey PNG; the paint itself is the accent's colour, half as thick as the picture, so that both are seen.
 
-const PAINT_PX = 256;  // of the longer side: no mask needs more, latents are smaller still
+const PAINT_PX = 256;  // of the longer side: no area of a drawing needs more, latents are smaller still
 
-function painter(canvas, changed) {
+function painter(canvas, changed, most_px = PAINT_PX) {
   const pen = canvas.getContext("2d", { willReadFrequently: true });
   let last = null, erase = false, share = 0.12;
 
   function shape(ratio) {
     const kept = canvas.width && canvas.height ? png() : "";
-    canvas.width = Math.round(ratio >= 1 ? PAINT_PX : PAINT_PX * ratio);
-    canvas.height = Math.round(ratio >= 1 ? PAINT_PX / ratio : PAINT_PX);
+    canvas.width = Math.round(ratio >= 1 ? most_px : most_px * ratio);
+    canvas.height = Math.round(ratio >= 1 ? most_px / ratio : most_px);
     if (kept) load(kept);
   }
 

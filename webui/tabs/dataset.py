@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from diffusion_lora.generate.region import BOXES
 from webui import sets, texts
 from webui.component import component
 from webui.context import Context, Links
@@ -26,9 +27,12 @@ def dataset_tab(context: Context, links: Links, datasets: Datasets) -> None:
     acts: list[Callable[[Any], Any]] = [
         datasets.open, datasets.captions, datasets.check, datasets.shapes, datasets.tokens, datasets.save,
         datasets.edit, datasets.undo, datasets.remove, datasets.create, datasets.caption, datasets.preview,
-        datasets.stop,
+        datasets.stop, datasets.mask, datasets.save_mask, datasets.remove_mask,
     ]  # fmt: skip
-    desk = component("dataset", None, elem_id="dataset-desk", server=acts, facts={"texts": dict(texts.DATASET)})
+    facts = {"texts": dict(texts.DATASET), "parts": {"all": (0, 0, 1, 1), **BOXES}}
+    desk = component(
+        "dataset", None, elem_id="dataset-desk", server=acts, facts=facts, also=["paint", "maskview"]
+    )
     links.pulse.feed(desk, offered)
 
     def train(event: gr.EventData) -> tuple[str, Any]:
