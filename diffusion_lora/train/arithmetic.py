@@ -9,10 +9,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusion_lora.config import TrainTable
+from diffusion_lora.train.attention import short_by_products
 from diffusion_lora.train.widened import has_products, widened_where_needed
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_SHORT_TOKENS = 1024  # beyond it the matrix of attention weights costs more memory than it saves time
+_SHORT_TOKENS = 256  # beyond it torch's fused attention is quicker than its plain one
 
 
 @contextmanager
@@ -23,12 +24,10 @@ def arithmetic(
 
     One context a pass, never around an optimizer step: autocast keeps the casts of weights while it lasts. On the CPU
     the backward pass of torch's fused attention is slow: over short sequences plain matrix products take 11 % off a
-    whole step of pocket (538 ms for 603 ms of CPU time, batch 8, wide targets).
+    whole step of pocket in fp32 (538 ms for 603 ms of CPU time, batch 8, wide targets).
     """
-    with (
-        torch.autocast(device.type, _DTYPES[table.precision], enabled=in_half(table, device, stored)),
-        kernels(device, tokens, stored),
-    ):
+    half = in_half(table, device, stored)
+    with torch.autocast(device.type, _DTYPES[table.precision], enabled=half), kernels(device, tokens, stored, half):
         yield
 
 
@@ -41,8 +40,15 @@ def in_half(table: TrainTable, device: torch.device, stored: torch.dtype) -> boo
 
 
 @contextmanager
-def kernels(device: torch.device, tokens: int, stored: torch.dtype) -> Iterator[None]:
-    """By which code a pass is computed: what a checkpointed layer needs to be computed again as it was."""
-    plain = device.type == "cpu" and tokens <= _SHORT_TOKENS and has_products(stored)
-    with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext(), widened_where_needed(device, stored):
+def kernels(device: torch.device, tokens: int, stored: torch.dtype, half: bool) -> Iterator[None]:
+    """By which code a pass is computed: what a checkpointed layer needs to be computed again as it was.
+
+    `half` says whether its numbers are of half precision.
+    """
+    able = device.type == "cpu" and has_products(stored)
+    with (
+        sdpa_kernel(SDPBackend.MATH) if able and not half and tokens <= _SHORT_TOKENS else nullcontext(),
+        short_by_products() if able and half else nullcontext(),
+        widened_where_needed(device, stored),
+    ):
         yield

@@ -9,6 +9,7 @@ checkpoint, so that a run that goes on does not have to find it again.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
@@ -23,7 +24,7 @@ from diffusion_lora.config import TrainTable
 from diffusion_lora.errors import DeviceError
 from diffusion_lora.train.draws import Draw
 from diffusion_lora.train.learner import Learner
-from diffusion_lora.train.memory import Cap, is_out_of_memory
+from diffusion_lora.train.memory import Cap, give_back, is_out_of_memory
 from diffusion_lora.train.prepare import Prepared
 
 OnePass = Callable[[Draw, float], Tensor]
@@ -71,6 +72,8 @@ class Fitting:
                 learner.begin_again()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+            gc.collect()
+            give_back()  # or the memory of the large pass lies about, and there is none for the kernels of small ones
             self._make_smaller(draws, len(learners), said)
 
     def _attempt(self, draws: Sequence[Draw], one_pass: OnePass, lanes: int) -> Tensor:

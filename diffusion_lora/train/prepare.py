@@ -142,7 +142,7 @@ def prepare(
         schedule=schedule,
         condition=condition,
         arithmetic=partial(_forward_pass, list(adapters.values()), config, device, largest, model.dtype),
-        again=partial(kernels, device, largest, model.dtype),
+        again=partial(kernels, device, largest, model.dtype, in_half(config.train, device, model.dtype)),
         notes=(*told, *material.notes, *own_notes, *(room for room in rooms if room)),
         held_out=material.held_out,
         folded=tuple((tensor_hash(path), strength) for _, strength, (path, _) in folded),
