@@ -6,6 +6,7 @@ is touched, so a module works at once; and as it is never written to, the system
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 _WORTH_BYTES = 100 << 20  # smaller parts stay where they are
 _ALIGNED = 64
+_DROP = 4  # Linux' MADV_DONTNEED
+_FILE = "_mapped_file"  # of a module: the storage its weights lie in
 
 
 def lay_on_disk(modules: Sequence[nn.Module], folder: Path) -> int:
@@ -46,4 +49,13 @@ def lay_on_disk(modules: Sequence[nn.Module], folder: Path) -> int:
     for one, start in zip(parameters, starts, strict=True):
         mapped: Tensor = torch.empty(0, dtype=one.dtype)
         one.data = mapped.set_(storage, start // one.element_size(), one.shape)  # type: ignore[call-overload]
+    for module in modules:
+        module.__dict__[_FILE] = storage
     return end
+
+
+def leave_memory(modules: Sequence[nn.Module]) -> None:
+    """Let the pages go that were read from such a file since: they are read again when they are touched."""
+    for storage in {module.__dict__[_FILE] for module in modules if _FILE in module.__dict__}:
+        # Never written to, and a mapping of its own: what is dropped here is in the file.
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(storage.data_ptr()), ctypes.c_size_t(storage.nbytes()), _DROP)

@@ -17,7 +17,7 @@ from torch import nn
 
 from diffusion_lora.config import TrainConfig
 from diffusion_lora.families.family import Model
-from diffusion_lora.train.on_disk import lay_on_disk
+from diffusion_lora.train.on_disk import lay_on_disk, leave_memory
 
 AUTOENCODER, UNET = "vae", "unet"
 
@@ -49,13 +49,14 @@ def send_away(model: Model, parts: Collection[str], folder: Path) -> str | None:
 
 @contextmanager
 def at_work(model: Model, parts: Collection[str]) -> Iterator[None]:
-    """Inside, these parts are on the model's device; those that were away go away again."""
+    """Inside, these parts are on the model's device; those that were away, or in a file, go there again."""
     names = [name for name in parts if _is_away(model, _module(model, name))]
     _move(model, names, model.device)
     try:
         yield
     finally:
         _move(model, names, torch.device("cpu"))
+        leave_memory(_modules(model, parts))
 
 
 @contextmanager
