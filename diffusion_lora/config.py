@@ -784,6 +784,13 @@ def setting_differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[A
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def as_toml(key: str, value: Any) -> str:
+    """A value of the setting `key`, or of "sweep", as it stands in a file."""
+    if key == "sweep":
+        return "{ " + ", ".join(f'"{swept}" = {as_toml(swept, values)}' for swept, values in value.items()) + " }"
+    return _toml_value(value, _field(key))
+
+
 def _toml_value(value: Any, field: FieldInfo) -> str:
     if value is None:
         return "0.0" if "float" in str(field.annotation) else '""'

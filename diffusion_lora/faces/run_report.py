@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lora.config import TrainConfig, setting_differences
+from diffusion_lora.config import TrainConfig, as_toml, setting_differences
 from diffusion_lora.data.fingerprint import NAME as FINGERPRINT
 from diffusion_lora.errors import RunError
 from diffusion_lora.events import read_events
@@ -326,7 +326,8 @@ def _bars(counts: Counter[str]) -> str:
 def _settings(config: TrainConfig) -> str:
     plain = TrainConfig.model_validate({"dataset": {"path": config.dataset.path}})
     rows = [
-        f"<tr><td>{escape(key)}</td><td>{escape(str(value))}</td><td class=dim>{escape(str(default))}</td></tr>"
+        f"<tr><td>{escape(key)}</td><td>{escape(as_toml(key, value))}</td>"
+        f"<td class=dim>{escape(as_toml(key, default))}</td></tr>"
         for key, (default, value) in setting_differences(plain, config).items()
     ]
     head = "<thead><tr><th>setting</th><th>here</th><th>default</th></tr></thead>"

@@ -42,6 +42,7 @@ def test_the_page_tells_the_run_and_needs_nothing_beside_it(run: Run, command_li
     assert "6 captions of 6 pictures; 3 to 3 words" in page, "captions of the set, those of held-out pictures too"
     assert "adapter.safetensors, read again, draws what the training showed" in page
     assert "lora.rank" in page
+    assert "<td>[&quot;a red thing&quot;]</td><td class=dim>[]</td>" in page, "settings as they stand in a file"
     assert "strength 1.05 suits it" in page
     assert "one rank for all layers that keeps 95 % of the energy" in page
     assert "<li>no warning</li>" in page
