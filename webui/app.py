@@ -152,7 +152,7 @@ def application(
         server_name="127.0.0.1",
         server_port=port,
         theme=theme(),
-        js=asset("page.js"),
+        js=f"() => {{ ({asset('page.js')})(); ({asset('chart.js')})(); }}",
         footer_links=[],
         run_history=False,
         max_file_size=_LARGEST_UPLOAD,

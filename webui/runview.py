@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from urllib.parse import quote
 
 from diffusion_lora.workspace import Workspace
 from webui.files import picture_url
 from webui.runs import Story
+from webui.texts import TRAIN
 from webui.words import count, duration, moment, sentence
 
 _POINTS = 500
@@ -50,12 +51,17 @@ def resume_label(story: Story) -> str:
 
 
 def chart(story: Story | None) -> str:
-    """The loss: every value faint, the smoothed course over it."""
+    """The loss: every value faint, the smoothed course over it, and that on held-out pictures."""
     if story is None:
         return ""
+    closer = "".join(
+        f'<button type="button" class="link" data-act="{act}"{hidden}>{TRAIN[act]}</button>'
+        for act, hidden in (("closer", ""), ("whole", " hidden"))
+    )
+    held = '<i class="of-held"></i>held-out pictures' if story.validation else ""
     head = (
         '<div class="chart-head"><span class="caption-title">Loss</span>'
-        '<span class="legend"><i></i>training, smoothed</span></div>'
+        f'<span class="legend">{closer if story.losses else ""}<i></i>training, smoothed{held}</span></div>'
     )
     if not story.losses:
         waiting = {
@@ -64,17 +70,16 @@ def chart(story: Story | None) -> str:
         }.get(story.state, "No step was taken.")
         return f'{head}<div class="empty chart-empty">{waiting}</div>'
     points = _binned(story.losses)
-    raw = [loss for _, loss in points]
+    steps, raw = [step for step, _ in points], [loss for _, loss in points]
     smooth = _smoothed(raw)
-    low, high, ticks = _scale(raw, smooth)
+    low, high, ticks = _scale(raw, [*smooth, *(loss for _, loss in story.validation)])
     across = [tick for tick in _ticks(0, story.steps, 5) if tick <= story.steps]
 
     def top(value: float) -> float:
         return 100 - 100 * min(1.0, max(0.0, (value - low) / (high - low)))
 
-    def line(values: Sequence[float]) -> str:
-        pairs = zip(points, values, strict=True)
-        return " ".join(f"{1000 * step / story.steps:.1f},{10 * top(value):.1f}" for (step, _), value in pairs)
+    def line(pairs: Iterable[tuple[int, float]]) -> str:
+        return " ".join(f"{1000 * step / story.steps:.1f},{10 * top(value):.1f}" for step, value in pairs)
 
     grid = "".join(f'<line x1="0" x2="1000" y1="{10 * top(tick):.1f}" y2="{10 * top(tick):.1f}"/>' for tick in ticks)
     left = "".join(f'<span style="top:{top(tick):.2f}%">{_short(tick, ticks)}</span>' for tick in ticks)
@@ -82,10 +87,13 @@ def chart(story: Story | None) -> str:
     now = f"left:{100 * points[-1][0] / story.steps:.2f}%;top:{top(smooth[-1]):.2f}%"
     told = f"Loss {smooth[-1]:.4f} at step {story.step}"
     return (
-        f'{head}<div class="chart"><div class="y">{left}</div><div class="plot">'
+        f'{head}<div class="chart"><div class="y">{left}</div><div class="plot" data-run="{escape(story.name)}" '
+        f'data-steps="{story.steps}" data-low="{low}" data-high="{high}">'
         f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{told}">'
-        f'<g class="grid">{grid}</g><polyline class="raw" points="{line(raw)}"/>'
-        f'<polyline class="smooth" points="{line(smooth)}"/></svg><i class="now" style="{now}"></i></div>'
+        f'<g class="grid">{grid}</g><polyline class="raw" points="{line(points)}"/>'
+        f'<polyline class="held" points="{line(story.validation)}"/>'
+        f'<polyline class="smooth" points="{line(zip(steps, smooth, strict=True))}"/></svg>'
+        f'<i class="now" style="{now}"></i></div>'
         f'<div class="x">{below}</div></div>'
     )
 

@@ -225,6 +225,8 @@ TRAIN: Texts = {
     "again": "Use its settings",
     "report": "Report",
     "liked": "Filled in from {name}.",
+    "closer": "Closer",
+    "whole": "Whole",
 }
 
 DESK: Texts = {

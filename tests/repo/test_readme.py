@@ -13,11 +13,13 @@ from diffusion_lora.faces.words import word_lists
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+PAGES = {page.name: page.read_text(encoding="utf-8") for page in sorted((CHECKOUT / "docs").glob("*.md"))}
 CONFIGS = sorted((CHECKOUT / "configs").glob("*.toml"))
 
 
 def command_lines() -> list[str]:
-    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+    pages = "\n".join((README, *PAGES.values()))
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", pages, re.DOTALL)).replace("\\\n", " ")
     return [line for line in blocks.splitlines() if line.startswith("diffusion-lora ")]
 
 
@@ -44,6 +46,26 @@ def test_the_command_table_names_every_command() -> None:
 def test_scripts_and_files_of_the_readme_exist() -> None:
     for name in set(re.findall(r"`?(scripts/[a-z]+)", README)) | set(re.findall(r"\]\(([^)#:]+)\)", README)):
         assert (CHECKOUT / name).exists(), name
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_of_the_docs_lead_somewhere(name: str) -> None:
+    """Files beside the page, and headings of the page itself."""
+    headings = re.findall(r"^#+ (.+)$", PAGES[name], re.MULTILINE)
+    places = {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[name]):
+        file, _, place = target.partition("#")
+        assert (CHECKOUT / "docs" / file).exists(), target
+        assert file or place in places, target
+
+
+def test_settings_of_the_docs_exist() -> None:
+    """`table.key` in code, where the table is one of the configuration's."""
+    known = load_train_config(CONFIGS[0])
+    for page in PAGES.values():
+        for table, key in re.findall(r"`([a-z]+)\.([a-z_]+)[=` ]", page):
+            if hasattr(known, table):
+                assert hasattr(getattr(known, table), key), f"{table}.{key}"
 
 
 def test_the_tree_of_the_readme_is_the_tree() -> None:

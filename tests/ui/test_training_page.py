@@ -145,3 +145,43 @@ def test_a_run_is_stopped_with_what_it_has_and_resumed(person: Person, desk: Des
     taken = [event["step"] for event in read_events(runs / "stopped") if event["kind"] == "step"]
     assert taken == list(range(1, len(taken) + 1)), "a step was taken twice, or lost"
     assert len(taken) > saved
+
+
+def test_the_curve_can_be_looked_at_closely(person: Person, desk: DeskProcess) -> None:
+    """By mouse and by button: the training's loss, and that on held-out pictures."""
+    page, workspace = person.page, Workspace(desk.workspace)
+    settings = ["output.name=long", "train.steps=1000"]
+    run = Run.create(workspace.run_folder("long"), load_train_config(shipped("configs", "pocket-style"), settings))
+    for step in range(1, 801):
+        run.emit("step", step=step, loss=0.3 + (1 if step < 100 else 0) + 0.001 * (step % 7))
+        if step % 100 == 0:
+            run.emit("validation", step=step, loss=0.31, pictures=["a.png"])
+    queue = Queue(workspace)
+    queue.add("long")
+    queue.cancel("long")
+    person.go_to("queue")
+    page.locator("#queue-list [data-run='long']").get_by_role("button", name="Show").click()
+    plot, across = page.locator("#train-chart .plot"), page.locator("#train-chart .x span")
+    whole = page.locator("#train-chart [data-act='whole']")
+    expect(plot.locator("polyline.held")).to_have_attribute("points", re.compile(r"(\S+ ){7}\S+"))
+    expect(across.last).to_have_text("1000")
+    expect(whole).to_be_hidden()
+
+    page.get_by_role("button", name="Closer").click()
+    expect(across.first).to_have_text("400")
+    expect(across.last).to_have_text("800")
+    expect(page.locator("#train-chart .y span").first).to_have_text(re.compile(r"^0\.3"))
+    page.keyboard.press("Escape")
+    expect(across.last).to_have_text("1000")
+
+    box = plot.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 60, steps=4)
+    page.mouse.up()
+    expect(across.first).to_have_text("200")
+    expect(across.last).to_have_text("400")
+    whole.click()
+    expect(across.first).to_have_text("0")
+    expect(across.last).to_have_text("1000")
