@@ -78,7 +78,7 @@ def chart(story: Story | None) -> str:
     def top(value: float) -> float:
         return 100 - 100 * min(1.0, max(0.0, (value - low) / (high - low)))
 
-    def line(pairs: Iterable[tuple[int, float]]) -> str:
+    def line(pairs: Iterable[tuple[float, float]]) -> str:
         return " ".join(f"{1000 * step / story.steps:.1f},{10 * top(value):.1f}" for step, value in pairs)
 
     grid = "".join(f'<line x1="0" x2="1000" y1="{10 * top(tick):.1f}" y2="{10 * top(tick):.1f}"/>' for tick in ticks)
