@@ -92,7 +92,8 @@ cards.addEventListener("keydown", (event) => {
 // --- the chosen one ---------------------------------------------------------------------------------------------------
 
 function nothing() {
-  about.replaceChildren(make("p", { class: "empty" }, all().length ? t.choose : ""));
+  about.hidden = !all().length;
+  about.replaceChildren(make("p", { class: "empty" }, t.choose));
 }
 
 async function choose(name) {
@@ -234,6 +235,7 @@ const FORMS = {
 
 function open_form(act) {
   if (act === "extract") { choose(null); about.replaceChildren(make("h2", {}, t.extract), make("p", { class: "told" }, t.extract_help), make("div", { class: "place" })); }
+  about.hidden = false;
   const place = about.querySelector(".place");
   const line = make("p", { class: "told", role: "status" });
   const go = make("button", { type: "submit", class: "go" }, act === "delete" ? t.delete_yes : t[`do_${act}`]);
