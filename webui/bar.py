@@ -62,7 +62,7 @@ def _work(look: Look, running: Story | None) -> str:
     if running is not None and running.state == "running":
         percent = round(100 * running.share)
         return (
-            f'<span class="work"><span>Training {escape(running.name)} {percent}%</span>'
+            f'<span class="work"><span>Training <span class="work-name">{escape(running.name)} </span>{percent}%</span>'
             f'<span class="bar"><i style="width:{percent}%"></i></span></span>'
         )
     waiting = sum(job.state in ("waiting", "starting") for job in look.jobs)
