@@ -1,4 +1,4 @@
-"""In which precision, and by which attention, a forward pass is computed."""
+"""In which precision, and by which code, a forward pass is computed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusion_lora.config import TrainTable
-from diffusion_lora.train.attention import short_by_products
+from diffusion_lora.train.products import by_products
 from diffusion_lora.train.widened import has_products, widened_where_needed
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -48,7 +48,7 @@ def kernels(device: torch.device, tokens: int, stored: torch.dtype, half: bool) 
     able = device.type == "cpu" and has_products(stored)
     with (
         sdpa_kernel(SDPBackend.MATH) if able and not half and tokens <= _SHORT_TOKENS else nullcontext(),
-        short_by_products() if able and half else nullcontext(),
+        by_products() if able and half else nullcontext(),
         widened_where_needed(device, stored),
     ):
         yield

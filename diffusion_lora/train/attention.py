@@ -8,28 +8,13 @@ keeps no matrix of weights. Rounding the logits is what graphics cards did befor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-_HALVES = (torch.bfloat16, torch.float16)
 _SHORT = 256 * 256  # weights of a head
-
-
-class short_by_products(TorchFunctionMode):  # noqa: N801 - used as a context, like torch's own
-    """Inside, attention of few half-precision numbers without mask and dropout is three products."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        named = dict(kwargs or {})
-        if func is F.scaled_dot_product_attention and _is_plain(named) and _is_short(*args):
-            return attend(args[0], args[1], args[2], named.get("scale"))
-        return func(*args, **named)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
@@ -38,13 +23,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None
     return (scaled @ key.transpose(-1, -2)).softmax(-1) @ value
 
 
+def attention(query: Tensor, *args: Any, **named: Any) -> Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention` of half-precision numbers: the quickest way to it."""
+    if len(args) == 2 and _is_plain(named) and query.shape[-2] * args[0].shape[-2] <= _SHORT:
+        return attend(query, *args, named.get("scale"))
+    return F.scaled_dot_product_attention(query, *args, **named)
+
+
 def _is_plain(named: Mapping[str, Any]) -> bool:
     """Whether nothing but the scale is asked for: no mask, no dropout, not causal, no shared heads."""
     asked = [value for name, value in named.items() if name != "scale"]
     return not any(isinstance(value, Tensor) or value not in (None, False, 0.0) for value in asked)
-
-
-def _is_short(*args: Any) -> bool:
-    if len(args) != 3 or args[0].dtype not in _HALVES:
-        return False
-    return bool(args[0].shape[-2] * args[1].shape[-2] <= _SHORT)

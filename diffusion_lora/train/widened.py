@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
+from diffusion_lora.train.windows import as_matrix, as_picture, as_places, gathered, scattered, size_of
+
 _FEW_PLACES = 128  # up to which a convolution is quicker as a matrix product over gathered windows
 _MANY_PLACES = 1024  # up to which large weights are better off so, too: they can be widened in parts
 _LARGE = 8_000_000  # numbers
@@ -127,18 +129,14 @@ class _Convolution(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
     ) -> Tensor:
         ctx.weight, ctx.shape, ctx.stride, ctx.padding = weight, x.shape, stride, padding
-        size = [
-            (side + 2 * pad - kernel) // step + 1
-            for side, kernel, step, pad in zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
-        ]
+        size = size_of(x.shape, weight, stride, padding)
         places = len(x) * size[0] * size[1]
         ctx.gathers = places <= _FEW_PLACES or (places <= _MANY_PLACES and weight.numel() > _LARGE)
         if not ctx.gathers:
             wide_bias = None if bias is None else bias.float()
             return F.conv2d(x.float(), _wide(weight), wide_bias, stride, padding).to(x.dtype)
-        windows = _windows(_padded(x.float(), padding), weight, stride, size)
-        y = _times(windows.reshape(places, -1), _as_matrix(weight), bias)
-        return y.to(x.dtype).view(len(x), *size, -1).permute(0, 3, 1, 2)
+        y = _times(gathered(x.float(), weight, stride, padding), as_matrix(weight), bias)
+        return as_picture(y.to(x.dtype), len(x), size)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -146,17 +144,8 @@ class _Convolution(torch.autograd.Function):
         if not ctx.gathers:
             given = conv2d_input(ctx.shape, _wide(weight), grad.float(), ctx.stride, ctx.padding)
             return given.to(grad.dtype), None, None, None, None
-        rows, channels, height, width = ctx.shape
-        size = grad.shape[2:]
-        above, left = ctx.padding
-        places = grad.permute(0, 2, 3, 1).reshape(-1, len(weight)).float()
-        parts = _times_transposed(places, _as_matrix(weight)).view(rows, *size, *weight.shape[2:], channels)
-        sums = parts.new_zeros(rows, height + 2 * above, width + 2 * left, channels)
-        into = _windows(sums, weight, ctx.stride, size)
-        for y in range(weight.shape[2]):
-            for x in range(weight.shape[3]):
-                into[:, :, :, y, x] += parts[:, :, :, y, x]
-        given = sums[:, above : above + height, left : left + width].permute(0, 3, 1, 2)
+        parts = _times_transposed(as_places(grad).float(), as_matrix(weight))
+        given = scattered(parts, ctx.shape, weight, ctx.stride, ctx.padding)
         return given.to(grad.dtype, memory_format=torch.channels_last), None, None, None, None
 
 
@@ -208,20 +197,3 @@ def _wide(weight: Tensor) -> Tensor:
         _scratch.room = room = torch.empty(weight.numel())
     wide = room[: weight.numel()].as_strided(weight.shape, weight.stride())
     return wide.copy_(weight.detach())
-
-
-def _as_matrix(weight: Tensor) -> Tensor:
-    """[out, height x width x in]: a view where channels lie last."""
-    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
-
-
-def _padded(x_BCHW: Tensor, padding: Sequence[int]) -> Tensor:
-    above, left = padding
-    return F.pad(x_BCHW.permute(0, 2, 3, 1), (0, 0, left, left, above, above))
-
-
-def _windows(x_BHWC: Tensor, weight: Tensor, stride: Sequence[int], size: Sequence[int]) -> Tensor:
-    """The windows that a kernel sees, [B, *size, height, width, C], as a view."""
-    rows, down, right, channel = x_BHWC.stride()
-    shape = (len(x_BHWC), *size, *weight.shape[2:], x_BHWC.shape[-1])
-    return x_BHWC.as_strided(shape, (rows, down * stride[0], right * stride[1], down, right, channel))
