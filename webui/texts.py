@@ -229,6 +229,14 @@ TRAIN: Texts = {
     "whole": "Whole",
 }
 
+KINDS: dict[str, tuple[str, str]] = {
+    "style": ("Style", "A way of drawing, shown on many things."),
+    "subject": ("Subject", "One thing, person or animal, from a dozen pictures."),
+    "character": ("Character", "One being in many situations; captions name what changes."),
+    "concept": ("Concept", "What many things can have in common: a pose, a light, an arrangement."),
+}
+"""What a training can teach, in the order in which it is offered: its name, and what it is for."""
+
 DESK: Texts = {
     "more": "More",
     "more_of": "More of {name}: text encoder {text}",

@@ -36,7 +36,7 @@ from webui.context import Context, Links
 from webui.notices import tell, warn
 from webui.owners import note_owner
 from webui.runs import Story
-from webui.texts import SETTINGS, TRAIN
+from webui.texts import KINDS, SETTINGS, TRAIN
 from webui.theme import asset
 from webui.words import count, duration, sentence
 
@@ -100,6 +100,7 @@ def train_tab(context: Context, links: Links) -> None:
                 elem_id="train-preset",
                 elem_classes="segments",
             )
+            purpose = gr.HTML(_purpose(first), elem_id="train-purpose", apply_default_css=False)
             with gr.Row():
                 name = gr.Textbox(first.output.name, label="Name", elem_id="train-name", min_width=100, max_lines=1)
                 trigger = gr.Textbox(
@@ -227,8 +228,7 @@ def train_tab(context: Context, links: Links) -> None:
 
     def choose_base(chosen: str, current: str) -> tuple[Any, Any]:
         offered = _presets(chosen)
-        value = current if current in offered else next(iter(offered))
-        return gr.Radio(_labels(offered), value=value), gr.Accordion(visible=chosen == "pocket")
+        return gr.Radio(_labels(offered), value=_alike(current, offered)), gr.Accordion(visible=chosen == "pocket")
 
     base.change(choose_base, [base, kind], [kind, words], **quick)
 
@@ -244,11 +244,14 @@ def train_tab(context: Context, links: Links) -> None:
             config.train.batch_size,
             config.optimizer.lr,
             {"changed": (kept or {}).get("changed", {}), "preset": settings.values_of(config)},
+            _purpose(config),
         ]
 
-    kind.change(choose_preset, [kind, dataset, more], [dataset, rank, steps, batch_size, lr, more], **quick)
+    kind.change(choose_preset, [kind, dataset, more], [dataset, rank, steps, batch_size, lr, more, purpose], **quick)
 
-    def choose_set(folder: str, preset: str, name: str, trigger: str, before: tuple[str, str]) -> list[Any]:
+    def choose_set(
+        folder: str, preset: str, name: str, trigger: str, before: tuple[str, str], base: str
+    ) -> list[Any]:
         found = sets.open_set(folder)
         made_for = _made_for(found, preset)
         new = before
@@ -262,13 +265,13 @@ def train_tab(context: Context, links: Links) -> None:
             setview.set_title(found),
             setview.cards(found, links.thumbnails),
             setview.form_note(found),
-            made_for or gr.skip(),
+            _alike(made_for, _presets(base)) if made_for else gr.skip(),
             new[0] if name in ("", before[0]) else gr.skip(),
             new[1] if trigger in ("", before[1]) else gr.skip(),
             new,
         ]
 
-    chosen_set = [dataset, kind, name, trigger, suggested]
+    chosen_set = [dataset, kind, name, trigger, suggested, base]
     shows_set = [thumbs, captions_title, cards, note, kind, name, trigger, suggested]
     dataset.change(choose_set, chosen_set, shows_set, **quick)
 
@@ -509,9 +512,11 @@ def train_tab(context: Context, links: Links) -> None:
 
 
 def _presets(base: str) -> dict[str, TrainConfig]:
-    """The shipped configs that fit a base: pocket's own for pocket, the others for any other base."""
+    """The shipped configs that fit a base: pocket's own for pocket, the others for any other base; by family, by kind."""
     every = {name: _preset(name) for name in shipped_names("configs")}
-    return {name: config for name, config in every.items() if (config.model.base == "pocket") == (base == "pocket")}
+    kinds = [*KINDS, ""]
+    order = sorted(every, key=lambda name: (_family(name), kinds.index(every[name].output.kind), name))
+    return {name: every[name] for name in order if (every[name].model.base == "pocket") == (base == "pocket")}
 
 
 def _preset(name: str) -> TrainConfig:
@@ -524,10 +529,28 @@ def _made_for(found: sets.PictureSet, preset: str) -> str:
     return next((name for name in names if sets.open_set(_preset(name).dataset.path).folder == found.folder), "")
 
 
+def _family(preset: str) -> str:
+    return preset.rpartition("-")[0]
+
+
+def _alike(preset: str, offered: dict[str, TrainConfig]) -> str:
+    """This preset if it is offered, else the first offered one that teaches the same kind, else the first."""
+    if preset in offered:
+        return preset
+    kind = _preset(preset).output.kind
+    return next((name for name, config in offered.items() if config.output.kind == kind), next(iter(offered)))
+
+
 def _labels(presets: dict[str, TrainConfig]) -> list[tuple[str, str]]:
-    """ "Style", "Subject" where the presets differ in nothing but that; their whole names otherwise."""
-    stems = {name.rpartition("-")[0] for name in presets}
-    return [(name.rpartition("-")[2].capitalize() if len(stems) == 1 else name, name) for name in presets]
+    """ "Style", "Subject" and so on of the first family; whole names of any other."""
+    first = _family(next(iter(presets)))
+    return [
+        (KINDS[config.output.kind][0] if _family(name) == first else name, name) for name, config in presets.items()
+    ]
+
+
+def _purpose(preset: TrainConfig) -> str:
+    return setview.hint(KINDS[preset.output.kind][1] if preset.output.kind else "")
 
 
 def _bases(context: Context) -> list[str]:
