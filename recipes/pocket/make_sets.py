@@ -3,7 +3,7 @@
 A style set is 24 captioned pictures of sixteen kinds of objects; the other eight kinds are left for judging whether
 the style was learned or the pictures. A subject set is 12 pictures of one character under its trigger word, some of
 them in other styles of the base's own or beside an object, so that the word means the character and nothing else.
-A character set is 20: near and far, left, right, high and low, on every background, and each caption names what changes.
+A character set is 20: near and far, left, right, high, low, on every background; captions name what changes.
 A concept set is 32: the same thing twice, side by side, under one word, and eight of a single thing without that word.
 Deterministic; the same scenes for every style and character, so that presets can be compared over them.
 """

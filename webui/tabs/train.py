@@ -512,7 +512,7 @@ def train_tab(context: Context, links: Links) -> None:
 
 
 def _presets(base: str) -> dict[str, TrainConfig]:
-    """The shipped configs that fit a base: pocket's own for pocket, the others for any other base; by family, by kind."""
+    """The shipped configs that fit a base: pocket's own for pocket, else the others; by family, then kind."""
     every = {name: _preset(name) for name in shipped_names("configs")}
     kinds = [*KINDS, ""]
     order = sorted(every, key=lambda name: (_family(name), kinds.index(every[name].output.kind), name))
