@@ -4,7 +4,7 @@ A style set is 24 captioned pictures of sixteen kinds of objects; the other eigh
 the style was learned or the pictures. A subject set is 12 pictures of one character under its trigger word, some of
 them in other styles of the base's own or beside an object, so that the word means the character and nothing else.
 A character set is 20: near and far, left, right, high, low, on every background; captions name what changes.
-A concept set is 32: the same thing twice, side by side, under one word, and eight of a single thing without that word.
+A concept set is 32: the same thing twice, side by side, under one word, and twelve of a single thing without that word.
 Deterministic; the same scenes for every style and character, so that presets can be compared over them.
 """
 
@@ -99,7 +99,7 @@ def concept_scenes() -> list[tuple[Scene, Scene]]:
 
 def is_single(index: int) -> bool:
     """Whether a picture of a concept set, counted from 0, shows what things are like where nobody calls the concept."""
-    return index % 4 == 3
+    return index % 8 in (2, 5, 7)
 
 
 def write_style_set(folder: Path, style: str) -> None:
