@@ -216,6 +216,8 @@ def train_tab(context: Context, links: Links) -> None:
     view = gr.Textbox("", visible="hidden")
     # What the form filled in by itself: only that is replaced when another set is chosen.
     suggested = gr.State((first.output.name, first.output.trigger_word or ""))
+    # The chosen preset once more: Gradio refuses the radio's own value while the choices of another base replace its.
+    taught = gr.State(preset)
     to_copy = gr.Textbox(visible="hidden")
     form = [
         base, dataset, kind, name, trigger, rank, steps, preview_every, checkpoint_every, batch_size, lr, seed, more,
@@ -226,28 +228,33 @@ def train_tab(context: Context, links: Links) -> None:
 
     # --- the form -----------------------------------------------------------------------------------------------------
 
-    def choose_base(chosen: str, current: str) -> tuple[Any, Any]:
+    def set_for(preset: str, folder: str) -> Any:
+        """The set that a preset was shipped with, in place of another shipped one or of none."""
+        shown, other = sets.open_set(folder), sets.open_set(_preset(preset).dataset.path)
+        return str(other.folder) if (shown.is_shipped or not shown.items) and other.items else gr.skip()
+
+    def choose_base(chosen: str, current: str, folder: str) -> tuple[Any, Any, Any]:
         offered = _presets(chosen)
-        return gr.Radio(_labels(offered), value=_alike(current, offered)), gr.Accordion(visible=chosen == "pocket")
+        value = _alike(current, offered)
+        return gr.Radio(_labels(offered), value=value), gr.Accordion(visible=chosen == "pocket"), set_for(value, folder)
 
-    base.change(choose_base, [base, kind], [kind, words], **quick)
+    base.change(choose_base, [base, taught, dataset], [kind, words, dataset], **quick)
 
-    def choose_preset(chosen: str, folder: str, kept: dict[str, Any] | None) -> list[Any]:
+    def choose_preset(chosen: str, kept: dict[str, Any] | None) -> list[Any]:
         config = _preset(chosen)
-        shown = sets.open_set(folder)
-        other = sets.open_set(config.dataset.path)
-        follows = (shown.is_shipped or not shown.items) and bool(other.items)
         return [
-            str(other.folder) if follows else gr.skip(),
             config.lora.rank,
             config.train.steps,
             config.train.batch_size,
             config.optimizer.lr,
             {"changed": (kept or {}).get("changed", {}), "preset": settings.values_of(config)},
             _purpose(config),
+            chosen,
         ]
 
-    kind.change(choose_preset, [kind, dataset, more], [dataset, rank, steps, batch_size, lr, more, purpose], **quick)
+    kind.change(choose_preset, [kind, more], [rank, steps, batch_size, lr, more, purpose, taught], **quick)
+    # Only a click brings its set along: a set brings its preset, and the two would chase each other.
+    kind.input(set_for, [kind, dataset], [dataset], **quick)
 
     def choose_set(
         folder: str, preset: str, name: str, trigger: str, before: tuple[str, str], base: str
