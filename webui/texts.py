@@ -231,9 +231,9 @@ TRAIN: Texts = {
 
 KINDS: dict[str, tuple[str, str]] = {
     "style": ("Style", "A way of drawing, shown on many things."),
-    "subject": ("Subject", "One thing, person or animal, from a dozen pictures."),
-    "character": ("Character", "One being in many situations; captions name what changes."),
-    "concept": ("Concept", "What many things can have in common: a pose, a light, an arrangement."),
+    "subject": ("Subject", "One thing, person or animal; a dozen pictures."),
+    "character": ("Character", "One being in many situations, told by captions."),
+    "concept": ("Concept", "What many things can share: a pose, a light."),
 }
 """What a training can teach, in the order in which it is offered: its name, and what it is for."""
 
