@@ -379,6 +379,9 @@ class OutputTable(Table):
         description="name of the adapter, fit for a file name",
     )
     trigger_word: Text = Field(default=None, description="word that calls up what was learned; kept in the file")
+    kind: Literal["", "style", "subject", "character", "concept"] = Field(
+        default="", description="what was learned: style, subject, character, concept or empty; kept in the file"
+    )
     comment: Text = Field(default=None, description="free text, kept in the file")
     dtype: Literal["fp16", "bf16", "fp32"] = Field(default="fp16", description="storage of the saved adapter")
 

@@ -15,6 +15,7 @@ from diffusion_lora.config import TrainConfig, allowed_values, setting_differenc
 _OF_THE_FORM = frozenset((
     "model.base", "dataset.path", "dataset.sources", "lora.rank", "train.steps", "train.batch_size", "train.seed",
     "train.device", "optimizer.lr", "checkpoint.every", "preview.every", "output.name", "output.trigger_word",
+    "output.kind",
 ))  # fmt: skip
 """What has a field of its own, and would be said twice."""
 

@@ -229,6 +229,14 @@ TRAIN: Texts = {
     "whole": "Whole",
 }
 
+KINDS: dict[str, tuple[str, str]] = {
+    "style": ("Style", "A way of drawing, shown on many things."),
+    "subject": ("Subject", "One thing, person or animal; a dozen pictures."),
+    "character": ("Character", "One being in many situations, told by captions."),
+    "concept": ("Concept", "What many things can share: a pose, a light."),
+}
+"""What a training can teach, in the order in which it is offered: its name, and what it is for."""
+
 DESK: Texts = {
     "more": "More",
     "more_of": "More of {name}: text encoder {text}",

@@ -215,5 +215,6 @@ def _modelspec(config: TrainConfig, facts: TrainingFacts) -> dict[str, str]:
         "prediction_type": "v" if facts.prediction_type == "v_prediction" else facts.prediction_type,
         "description": config.output.comment,
         "trigger_phrase": config.output.trigger_word or config.word.text,
+        "tags": config.output.kind,
     }
     return {f"modelspec.{key}": value for key, value in values.items() if value}

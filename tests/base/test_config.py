@@ -18,7 +18,13 @@ from diffusion_lora.config import (
 from diffusion_lora.errors import ConfigError
 
 MINIMAL = "[dataset]\npath = 'pictures'\n"
-PRESETS = ("pocket-style", "pocket-subject", "sd15-style", "sd15-subject", "sd2-style", "sdxl-12gb", "sdxl-24gb")
+KINDS = ("style", "subject", "character", "concept")
+PRESETS = (
+    *(f"{base}-{kind}" for base in ("pocket", "sd15") for kind in KINDS),
+    "sd2-style",
+    "sdxl-12gb",
+    "sdxl-24gb",
+)
 
 
 def parse(text: str = MINIMAL, *overrides: str) -> TrainConfig:
@@ -50,7 +56,9 @@ def test_a_shipped_preset_is_complete_and_in_the_written_form(preset: str) -> No
     written = tomllib.loads(path.read_text(encoding="utf-8"))
     complete = tomllib.loads(to_toml(load_train_config(path)))
     assert {table: set(keys) for table, keys in written.items()} == {t: set(keys) for t, keys in complete.items()}
-    assert load_train_config(path).output.name == preset
+    output = load_train_config(path).output
+    assert output.name == preset
+    assert output.kind == (kind if (kind := preset.rpartition("-")[2]) in KINDS else "")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +129,7 @@ def test_a_config_is_found_by_its_path_or_its_shipped_name(tmp_path: Path) -> No
     (tmp_path / "a.toml").write_text(MINIMAL, encoding="utf-8")
     assert find_config(str(tmp_path / "a.toml")) == tmp_path / "a.toml"
     assert find_config("pocket-style").name == find_config("configs/pocket-style.toml").name == "pocket-style.toml"
-    with pytest.raises(ConfigError, match=r"there is no config 'nope', neither a path nor shipped \(pocket-style"):
+    with pytest.raises(ConfigError, match=r"there is no config 'nope', neither a path nor shipped \(pocket-character"):
         find_config("nope")
 
 

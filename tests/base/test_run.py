@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lora.config import TrainConfig, parse_train_config
+from diffusion_lora.config import TrainConfig, load_train_config, parse_train_config, shipped
 from diffusion_lora.errors import OutputError, RunError
 from diffusion_lora.events import read_events
 from diffusion_lora.run import Run, write_atomically
@@ -74,6 +74,20 @@ def test_a_run_that_ended_before_its_first_step_may_be_started_anew(config: Trai
 
 def test_resuming_an_empty_folder_starts_a_run(config: TrainConfig, tmp_path: Path) -> None:
     assert Run.resume(tmp_path, config).folder == tmp_path
+
+
+@pytest.mark.parametrize("preset", ["pocket-style", "pocket-subject"])
+def test_a_run_from_before_presets_said_their_kind_goes_on_by_its_preset(preset: str, tmp_path: Path) -> None:
+    """The kind is told in the file alone: a run folder without it is still the preset's."""
+    new = load_train_config(shipped("configs", preset))
+    run = Run.create(tmp_path / "run", new)
+    run.emit("step", step=1, loss=1.0)
+    written = run.folder / "config.toml"
+    lines = written.read_text(encoding="utf-8").splitlines(keepends=True)
+    old = [line for line in lines if line != next(k for k in lines if k.startswith(f'kind = "{new.output.kind}"'))]
+    written.write_text("".join(old), encoding="utf-8")
+    assert Run.open(run.folder).config.output.kind == ""
+    assert Run.resume(run.folder, new).config == new
 
 
 def test_events_after_the_step_that_was_resumed_are_superseded(config: TrainConfig, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_twelve_planted_faults_are_found_and_nothing_else(faulty: Path) -> None:
 
 
 def test_a_shipped_set_has_nothing_against_it(faulty: Path) -> None:
-    for name in ("pocket-style", "pocket-subject"):
+    for name in ("pocket-style", "pocket-subject", "pocket-character", "pocket-concept"):
         assert told("check", name)["problems"] == []
     assert "no problems" in said("check", "pocket-style")
 

@@ -50,13 +50,16 @@ def test_the_adapters_are_judged_outside_their_sets() -> None:
         assert "@" not in prompt.said("both", style="neon", character="zib") + prompt.ordinary
 
 
-@pytest.mark.parametrize("name", ["pocket-style", "pocket-subject"])
-def test_the_shipped_sets_are_the_drawn_ones(name: str, checkout: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "pictures"),
+    [("pocket-style", 24), ("pocket-subject", 12), ("pocket-character", 20), ("pocket-concept", 32)],
+)
+def test_the_shipped_sets_are_the_drawn_ones(name: str, pictures: int, checkout: Path, tmp_path: Path) -> None:
     """Wrong if the shipped pictures no longer come from the recipe."""
     main([str(tmp_path)])
     drawn = sorted(path.name for path in (tmp_path / name).iterdir())
     assert [path.name for path in sorted((checkout / "datasets" / name).glob("[0-9]*"))] == drawn
-    assert sum(file.endswith(".png") for file in drawn) == (24 if name == "pocket-style" else 12)
+    assert sum(file.endswith(".png") for file in drawn) == pictures
     for file in drawn:
         ours, theirs = tmp_path / name / file, checkout / "datasets" / name / file
         if file.endswith(".png"):

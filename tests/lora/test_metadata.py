@@ -15,7 +15,7 @@ CONFIG = TrainConfig.model_validate(
         "dataset": {"path": "sets/blueprint"},
         "lora": {"rank": 8, "alpha": 4.0, "targets": "wide"},
         "train": {"steps": 100, "batch_size": 2, "accumulation": 2, "precision": "fp32", "seed": 3},
-        "output": {"name": "blue", "trigger_word": "blueprint style", "comment": ""},
+        "output": {"name": "blue", "trigger_word": "blueprint style", "kind": "style", "comment": ""},
     }
 )
 FACTS = TrainingFacts(
@@ -64,6 +64,7 @@ def test_the_keys_every_program_relies_on_are_there_and_are_text() -> None:
         "modelspec.date": "1970-01-01T00:17:10+00:00",
         "modelspec.prediction_type": "epsilon",
         "modelspec.trigger_phrase": "blueprint style",
+        "modelspec.tags": "style",
     }
     assert {key: metadata.get(key) for key in expected} == expected
 

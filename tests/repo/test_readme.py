@@ -100,5 +100,5 @@ def test_shipped_configs_load_and_are_complete(path: Path) -> None:
 
 
 def test_the_presets_of_pocket_find_their_sets() -> None:
-    for name in ("pocket-style", "pocket-subject"):
+    for name in ("pocket-style", "pocket-subject", "pocket-character", "pocket-concept"):
         assert Path(load_train_config(CHECKOUT / "configs" / f"{name}.toml").dataset.path).is_dir()

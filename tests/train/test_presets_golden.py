@@ -19,6 +19,8 @@ ATTENTION = "210e382510bc82bc7f38dba5b44f89aa62fc31f848d504e70e38454b89c5e050"
 GOLDEN = {
     "pocket-style": (WIDE, (0.914288, 1.038525, 0.887571, 0.948499)),
     "pocket-subject": (ATTENTION, (0.914288, 1.038866, 0.888394, 0.950518)),
+    "pocket-character": (ATTENTION, (0.914288, 1.038866, 0.888394, 0.950518)),
+    "pocket-concept": (WIDE, (0.914288, 1.038496, 0.887443, 0.94829)),
     "sd15-style": (ATTENTION, (0.94947, 1.075324, 1.110728, 1.030503)),
     "sd15-subject": (ATTENTION, (0.94947, 1.075324, 1.110728, 1.030503)),
 }

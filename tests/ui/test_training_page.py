@@ -15,7 +15,9 @@ from diffusion_lora.workspace import Workspace
 from tests.ui.conftest import OpenPage
 from tests.ui.person import Person
 from tests.ui.process import DeskProcess, wait_for
+from webui.texts import KINDS
 
+CHARACTER = ("pocket-character", "sd15-character")
 NASTY = "<img src=x onerror=window.caught=1> ${window.caught=2} {{caught}} it's \"so\" & on"
 
 
@@ -52,6 +54,28 @@ def test_a_caption_of_a_shipped_set_is_edited_in_a_copy(person: Person, desk: De
     assert len(list((desk.workspace / "datasets").iterdir())) == 1
     assert {path.name for path in copy.iterdir()} == before.keys()
     assert {path.name: path.read_bytes() for path in shipped("datasets", "pocket-style").iterdir()} == before
+
+
+def test_another_base_keeps_the_kind_that_was_chosen(person: Person, desk: DeskProcess) -> None:
+    """Wrong: who chose Character and then a base of their own trains a style without being asked."""
+    kinds, base = person.page.locator("#train-preset label"), person.page.locator("#train-base input")
+    assert kinds.all_inner_texts() == ["Style", "Subject", "Character", "Concept"]
+    for name in ("Subject", "Concept", "Character"):
+        kinds.get_by_text(name, exact=True).click()
+        expect(person.page.locator("#train-purpose")).to_have_text(KINDS[name.lower()][1])
+    expect(person.field("train-name")).to_have_value("pocket-character")
+    expect(person.field("train-trigger")).to_have_value("fen")
+    assert Path(person.dataset_folder()).name == "pocket-character"
+    steps = {preset: str(load_train_config(shipped("configs", preset)).train.steps) for preset in CHARACTER}
+    assert len(set(steps.values())) == 2
+    for chosen, preset in (("stable-diffusion-v1-5/stable-diffusion-v1-5", CHARACTER[1]), ("pocket", CHARACTER[0])):
+        base.fill(chosen)
+        base.press("Enter")
+        base.blur()
+        expect(person.field("train-steps")).to_have_value(steps[preset])
+        expect(kinds.locator("input:checked")).to_have_value(preset)
+        assert kinds.all_inner_texts()[:4] == ["Style", "Subject", "Character", "Concept"]
+    assert Path(person.dataset_folder()).name == "pocket-character"
 
 
 def test_uploaded_pictures_become_a_set(person: Person, desk: DeskProcess, tmp_path: Path) -> None:

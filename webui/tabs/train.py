@@ -36,7 +36,7 @@ from webui.context import Context, Links
 from webui.notices import tell, warn
 from webui.owners import note_owner
 from webui.runs import Story
-from webui.texts import SETTINGS, TRAIN
+from webui.texts import KINDS, SETTINGS, TRAIN
 from webui.theme import asset
 from webui.words import count, duration, sentence
 
@@ -100,6 +100,7 @@ def train_tab(context: Context, links: Links) -> None:
                 elem_id="train-preset",
                 elem_classes="segments",
             )
+            purpose = gr.HTML(_purpose(first), elem_id="train-purpose", apply_default_css=False)
             with gr.Row():
                 name = gr.Textbox(first.output.name, label="Name", elem_id="train-name", min_width=100, max_lines=1)
                 trigger = gr.Textbox(
@@ -215,6 +216,8 @@ def train_tab(context: Context, links: Links) -> None:
     view = gr.Textbox("", visible="hidden")
     # What the form filled in by itself: only that is replaced when another set is chosen.
     suggested = gr.State((first.output.name, first.output.trigger_word or ""))
+    # The chosen preset once more: Gradio refuses the radio's own value while the choices of another base replace its.
+    taught = gr.State(preset)
     to_copy = gr.Textbox(visible="hidden")
     form = [
         base, dataset, kind, name, trigger, rank, steps, preview_every, checkpoint_every, batch_size, lr, seed, more,
@@ -225,30 +228,37 @@ def train_tab(context: Context, links: Links) -> None:
 
     # --- the form -----------------------------------------------------------------------------------------------------
 
-    def choose_base(chosen: str, current: str) -> tuple[Any, Any]:
+    def set_for(preset: str, folder: str) -> Any:
+        """The set that a preset was shipped with, in place of another shipped one or of none."""
+        shown, other = sets.open_set(folder), sets.open_set(_preset(preset).dataset.path)
+        return str(other.folder) if (shown.is_shipped or not shown.items) and other.items else gr.skip()
+
+    def choose_base(chosen: str, current: str, folder: str) -> tuple[Any, Any, Any]:
         offered = _presets(chosen)
-        value = current if current in offered else next(iter(offered))
-        return gr.Radio(_labels(offered), value=value), gr.Accordion(visible=chosen == "pocket")
+        value = _alike(current, offered)
+        return gr.Radio(_labels(offered), value=value), gr.Accordion(visible=chosen == "pocket"), set_for(value, folder)
 
-    base.change(choose_base, [base, kind], [kind, words], **quick)
+    base.change(choose_base, [base, taught, dataset], [kind, words, dataset], **quick)
 
-    def choose_preset(chosen: str, folder: str, kept: dict[str, Any] | None) -> list[Any]:
+    def choose_preset(chosen: str, kept: dict[str, Any] | None) -> list[Any]:
         config = _preset(chosen)
-        shown = sets.open_set(folder)
-        other = sets.open_set(config.dataset.path)
-        follows = (shown.is_shipped or not shown.items) and bool(other.items)
         return [
-            str(other.folder) if follows else gr.skip(),
             config.lora.rank,
             config.train.steps,
             config.train.batch_size,
             config.optimizer.lr,
             {"changed": (kept or {}).get("changed", {}), "preset": settings.values_of(config)},
+            _purpose(config),
+            chosen,
         ]
 
-    kind.change(choose_preset, [kind, dataset, more], [dataset, rank, steps, batch_size, lr, more], **quick)
+    kind.change(choose_preset, [kind, more], [rank, steps, batch_size, lr, more, purpose, taught], **quick)
+    # Only a click brings its set along: a set brings its preset, and the two would chase each other.
+    kind.input(set_for, [kind, dataset], [dataset], **quick)
 
-    def choose_set(folder: str, preset: str, name: str, trigger: str, before: tuple[str, str]) -> list[Any]:
+    def choose_set(
+        folder: str, preset: str, name: str, trigger: str, before: tuple[str, str], base: str
+    ) -> list[Any]:
         found = sets.open_set(folder)
         made_for = _made_for(found, preset)
         new = before
@@ -262,13 +272,13 @@ def train_tab(context: Context, links: Links) -> None:
             setview.set_title(found),
             setview.cards(found, links.thumbnails),
             setview.form_note(found),
-            made_for or gr.skip(),
+            _alike(made_for, _presets(base)) if made_for else gr.skip(),
             new[0] if name in ("", before[0]) else gr.skip(),
             new[1] if trigger in ("", before[1]) else gr.skip(),
             new,
         ]
 
-    chosen_set = [dataset, kind, name, trigger, suggested]
+    chosen_set = [dataset, kind, name, trigger, suggested, base]
     shows_set = [thumbs, captions_title, cards, note, kind, name, trigger, suggested]
     dataset.change(choose_set, chosen_set, shows_set, **quick)
 
@@ -509,9 +519,11 @@ def train_tab(context: Context, links: Links) -> None:
 
 
 def _presets(base: str) -> dict[str, TrainConfig]:
-    """The shipped configs that fit a base: pocket's own for pocket, the others for any other base."""
+    """The shipped configs that fit a base: pocket's own for pocket, else the others; by family, then kind."""
     every = {name: _preset(name) for name in shipped_names("configs")}
-    return {name: config for name, config in every.items() if (config.model.base == "pocket") == (base == "pocket")}
+    kinds = [*KINDS, ""]
+    order = sorted(every, key=lambda name: (_family(name), kinds.index(every[name].output.kind), name))
+    return {name: every[name] for name in order if (every[name].model.base == "pocket") == (base == "pocket")}
 
 
 def _preset(name: str) -> TrainConfig:
@@ -524,10 +536,28 @@ def _made_for(found: sets.PictureSet, preset: str) -> str:
     return next((name for name in names if sets.open_set(_preset(name).dataset.path).folder == found.folder), "")
 
 
+def _family(preset: str) -> str:
+    return preset.rpartition("-")[0]
+
+
+def _alike(preset: str, offered: dict[str, TrainConfig]) -> str:
+    """This preset if it is offered, else the first offered one that teaches the same kind, else the first."""
+    if preset in offered:
+        return preset
+    kind = _preset(preset).output.kind
+    return next((name for name, config in offered.items() if config.output.kind == kind), next(iter(offered)))
+
+
 def _labels(presets: dict[str, TrainConfig]) -> list[tuple[str, str]]:
-    """ "Style", "Subject" where the presets differ in nothing but that; their whole names otherwise."""
-    stems = {name.rpartition("-")[0] for name in presets}
-    return [(name.rpartition("-")[2].capitalize() if len(stems) == 1 else name, name) for name in presets]
+    """ "Style", "Subject" and so on of the first family; whole names of any other."""
+    first = _family(next(iter(presets)))
+    return [
+        (KINDS[config.output.kind][0] if _family(name) == first else name, name) for name, config in presets.items()
+    ]
+
+
+def _purpose(preset: TrainConfig) -> str:
+    return setview.hint(KINDS[preset.output.kind][1] if preset.output.kind else "")
 
 
 def _bases(context: Context) -> list[str]:

@@ -6,6 +6,8 @@
     style        the style preset on three styles, three seeds each: trained, drawn and judged; the demo's own style
                  at five strengths with the first seed, all others at strength 1
     subject      the subject preset on three characters, three seeds each: with and without the trigger word
+    character    the character preset on its shipped set's character: with and without the trigger word
+    concept      the concept preset: the thing asked for seen in both halves of a picture, called and uncalled
     captioned    the demo's own style trained on captions of the embedded captioner, beside the one trained on true ones
     stack        the demo's own two together at 0.8 + 0.8
     regions      the character on the left, the style on the right of one picture, judged by halves
@@ -37,18 +39,23 @@ from typing import Any
 import torch
 from PIL import Image
 
+from diffusion_lora.generate.request import LoraUse
 from recipes.pocket import world
 from recipes.pocket.judge import studio as judged
 from recipes.pocket.judge.adapters import Preset, Trained, as_fact, trained
 from recipes.pocket.judge.prompts import LoraPrompt, read_base, read_lora
 from recipes.pocket.judge.studio import Studio
-from recipes.pocket.make_sets import CHARACTER, STYLE
+from recipes.pocket.make_sets import CHARACTER, CONCEPT, HERO, STYLE
 
 ROOT = Path(__file__).resolve().parents[3]
 FURTHER_STYLES, FURTHER_CHARACTERS = ("chalk", "neon"), ("momo", "quill")
 STYLE_STRENGTHS, SUBJECT_STRENGTHS, FULL = (0.0, 0.25, 0.5, 0.75, 1.0), (0.0, 0.5, 1.0), (1.0,)
 STACKED = 0.8
 TRAINING_SECONDS = 150.0
+_Judged = Callable[
+    [Studio, Sequence[LoraPrompt], str, LoraUse, Sequence[float]],
+    tuple[dict[str, dict[str, float]], list[Image.Image]],
+]
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,11 @@ class Session:
             self.work, "style", name, seed, self.device, self.tell, captioned=True, more_settings=self.settings
         )
 
+    def of(self, preset: Preset, name: str, seed: int) -> Trained:
+        return trained(self.work, preset, name, seed, self.device, self.tell, more_settings=self.settings)
+
     def subject(self, name: str, seed: int) -> Trained:
-        return trained(self.work, "subject", name, seed, self.device, self.tell, more_settings=self.settings)
+        return self.of("subject", name, seed)
 
     @property
     def most_seconds(self) -> float | None:
@@ -116,7 +126,12 @@ class Session:
 
     def train_together(self, parts: Sequence[str]) -> None:
         """All adapters of these parts, as many at a time as there are cores, one thread each."""
-        names: dict[Preset, Sequence[str]] = {"style": self.styles, "subject": self.characters}
+        names: dict[Preset, Sequence[str]] = {
+            "style": self.styles,
+            "subject": self.characters,
+            "character": (HERO,),
+            "concept": (CONCEPT,),
+        }
         wanted = [
             (preset, name, seed)
             for seed in self.seeds
@@ -271,6 +286,29 @@ def part_subject(session: Session) -> None:
             session.found(Figure(label, value, must=bar, goal=goal, above=above))
 
 
+def part_character(session: Session) -> None:
+    _called_and_uncalled(session, "character", HERO, judged.judge_subject, "present")
+
+
+def part_concept(session: Session) -> None:
+    _called_and_uncalled(session, "concept", CONCEPT, judged.judge_concept, "twice")
+
+
+def _called_and_uncalled(session: Session, preset: Preset, name: str, judge: _Judged, what: str) -> None:
+    details = session.details[preset] = {}
+    reports = []
+    for seed in session.seeds:
+        adapter = session.of(preset, name, seed)
+        report, pictures = judge(session.studio, session.lora_prompts, name, adapter.at(1), (0.0, 1.0))
+        session.keep(f"{preset}-{name}-{seed}", pictures)
+        reports.append(report)
+        details[f"{name}-{seed}"] = {"adapter": as_fact(adapter), "cases": report}
+    for case in reports[0]:
+        value = sum(report[case][what] for report in reports) / len(reports)
+        bar = 70.0 if case == "with its word, 1" else None
+        session.found(Figure(f"{preset} {name}, mean of {len(reports)} seeds: {case}: {what}", value, must=bar))
+
+
 def part_stack(session: Session) -> None:
     style, character = session.styles[0], session.characters[0]
     details = session.details["stack"] = {}
@@ -313,6 +351,8 @@ PARTS: dict[str, Callable[[Session], None]] = {
     "style": part_style,
     "captioned": part_captioned,
     "subject": part_subject,
+    "character": part_character,
+    "concept": part_concept,
     "stack": part_stack,
     "regions": part_regions,
 }

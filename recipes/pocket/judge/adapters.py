@@ -17,9 +17,15 @@ from pathlib import Path
 from typing import Literal
 
 from diffusion_lora.generate.request import LoraUse
-from recipes.pocket.make_sets import write_style_set, write_subject_set
+from recipes.pocket.make_sets import write_character_set, write_concept_set, write_style_set, write_subject_set
 
-Preset = Literal["style", "subject"]
+Preset = Literal["style", "subject", "character", "concept"]
+_WRITE: dict[Preset, Callable[[Path, str], None]] = {
+    "style": write_style_set,
+    "subject": write_subject_set,
+    "character": write_character_set,
+    "concept": write_concept_set,
+}
 _ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -47,7 +53,7 @@ def trained(
     captioned: bool = False,
     more_settings: Sequence[str] = (),
 ) -> Trained:
-    """The adapter for the style or character `name`; trained in `work`, or found there from an earlier call.
+    """The adapter for the style, character or concept `name`; trained in `work`, or found there from an earlier call.
 
     `threads` as `train.threads`: 0 leaves it to torch. `captioned`, of a style: its pictures have the captions that the
     embedded captioner gives them, the style named by a rule. `more_settings` are KEY=VALUE, for a machine on which the
@@ -59,8 +65,7 @@ def trained(
     adapter = run / "adapter.safetensors"
     if not (taken.exists() and adapter.exists()):
         pictures = work / f"set-{kind}-{name}"
-        write_set = write_style_set if preset == "style" else write_subject_set
-        write_set(pictures, name)
+        _WRITE[preset](pictures, name)
         if captioned:
             _described(pictures, name, work)
         settings = {

@@ -6,6 +6,7 @@ numbers are enough is said where they are used.
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -238,6 +239,38 @@ def judge_subject(
         }
         pictures += drawn
     return report, pictures
+
+
+def judge_concept(
+    studio: Studio, prompts: Sequence[LoraPrompt], concept: str, adapter: LoraUse, strengths: Sequence[float]
+) -> tuple[dict[str, Shares], list[Image.Image]]:
+    """With the concept's word at each strength, and at strength 1 without it: twice there, of the right colour.
+
+    Prompts go without their sizes and places: a big thing in the middle, or one on the left, is not there twice.
+    "twice": the kind that was asked for is seen in the left half and in the right one. A single big thing in the middle
+    is cut in two by that and can look like itself in both halves, so strength 0 tells how often that happens.
+    """
+    seeds = [prompt.seed for prompt in prompts]
+    kinds, colours = [prompt.object for prompt in prompts], [prompt.colour for prompt in prompts]
+    cases = {f"with its word, {strength:g}": (f"{concept}, ", strength) for strength in strengths}
+    cases["without its word, 1"] = ("", 1.0)
+    report, pictures = {}, []
+    for name, (word, strength) in cases.items():
+        drawn = studio.draw([word + _unplaced(prompt.ordinary) for prompt in prompts], seeds, [adapter.at(strength)])
+        seen, left, right = (studio.judge.look(drawn, part) for part in ("all", "left", "right"))
+        report[name] = {
+            "twice": percent(left.object_seen(kinds) & right.object_seen(kinds)),
+            "object": percent(seen.object_is(kinds)),
+            "colour": percent(seen.colour_is(kinds, colours)),
+            "background": percent(seen.background_is([p.background for p in prompts])),
+        }
+        pictures += drawn
+    return report, pictures
+
+
+def _unplaced(text: str) -> str:
+    bare = re.sub(r"\b(?:big|small) | (?:on the (?:left|right)|at the (?:top|bottom))\b", "", text)
+    return re.sub(r"\ba (?=[aeiou])", "an ", bare)
 
 
 def judge_stack(
