@@ -31,9 +31,9 @@ def convolve(
 ) -> Tensor:
     """`torch.nn.functional.conv2d` of half-precision numbers: the quickest way to it."""
     frozen = x.dtype == weight.dtype and not weight.requires_grad and (bias is None or not bias.requires_grad)
-    plain = not isinstance(padding, str) and tuple(dilation) == (1, 1) and groups == 1 and x.ndim == 4
+    plain = frozen and tuple(dilation) == (1, 1) and groups == 1 and x.ndim == 4
     # Where channels do not lie last the matrix would be a copy.
-    if frozen and plain and weight.is_contiguous(memory_format=torch.channels_last):
+    if plain and not isinstance(padding, str) and weight.is_contiguous(memory_format=torch.channels_last):
         if weight.shape[2:] == (1, 1) and tuple(stride) == (1, 1) and tuple(padding) == (0, 0):
             # As a matrix: of four axes that do not lie in order torch would copy the weight for each row of places.
             return as_picture(F.linear(as_places(x), weight.flatten(1), bias), len(x), x.shape[2:])
