@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -52,6 +53,26 @@ def lay_on_disk(modules: Sequence[nn.Module], folder: Path) -> int:
     for module in modules:
         module.__dict__[_FILE] = storage
     return end
+
+
+@contextmanager
+def in_turn(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, a layer of such a module leaves memory as soon as the next one is computed; afterwards all of it has."""
+    layers = [
+        layer
+        for module in modules
+        if _FILE in module.__dict__
+        for rank in module.modules()
+        if isinstance(rank, nn.ModuleList)
+        for layer in rank
+    ]
+    hooks = [layer.register_forward_hook(lambda *told: leave_memory(modules)) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        leave_memory(modules)
 
 
 def leave_memory(modules: Sequence[nn.Module]) -> None:

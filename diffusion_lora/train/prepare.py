@@ -106,6 +106,7 @@ def prepare(
     keep = cache_folder(place.folder)
     with away(model, [UNET, *model.text_encoders], keep):
         material = open_material(config, model, scanned, place, on_problem, on_progress)
+    give_back()
     rooms = [send_away(model, [AUTOENCODER], keep) if config.dataset.cache != "off" else None]
     give_back()
     dataset = material.dataset

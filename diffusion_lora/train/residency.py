@@ -17,7 +17,7 @@ from torch import nn
 
 from diffusion_lora.config import TrainConfig
 from diffusion_lora.families.family import Model
-from diffusion_lora.train.on_disk import lay_on_disk, leave_memory
+from diffusion_lora.train.on_disk import in_turn, lay_on_disk
 
 AUTOENCODER, UNET = "vae", "unet"
 
@@ -53,10 +53,10 @@ def at_work(model: Model, parts: Collection[str]) -> Iterator[None]:
     names = [name for name in parts if _is_away(model, _module(model, name))]
     _move(model, names, model.device)
     try:
-        yield
+        with in_turn(_modules(model, parts)):
+            yield
     finally:
         _move(model, names, torch.device("cpu"))
-        leave_memory(_modules(model, parts))
 
 
 @contextmanager
