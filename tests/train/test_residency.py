@@ -15,7 +15,7 @@ from diffusion_lora.events import read_events
 from diffusion_lora.families.family import load_base
 from diffusion_lora.run import Run
 from diffusion_lora.train.memory import give_back
-from diffusion_lora.train.on_disk import lay_on_disk, leave_memory
+from diffusion_lora.train.on_disk import in_turn, lay_on_disk, leave_memory
 from diffusion_lora.train.residency import at_work, free_to_go, send_away
 from diffusion_lora.train.trainer import train
 
@@ -57,6 +57,23 @@ def test_large_parts_of_a_cpu_wait_in_a_file_and_are_the_same_when_touched(tmp_p
         touched = psutil.Process().memory_info().rss
         leave_memory([big, small])
         assert psutil.Process().memory_info().rss < touched - 0.9 * freed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep an open file's name")
+def test_a_stack_in_a_file_passes_through_memory_a_layer_at_a_time(tmp_path: Path) -> None:
+    """A preview encodes its prompts at the end of a run, when memory is fullest."""
+    layers = nn.ModuleList([nn.Linear(2700, 2700) for _ in range(4)]).requires_grad_(False)
+    x = torch.randn(1, 2700, generator=torch.Generator().manual_seed(0))
+    right = [layer(x) for layer in layers]
+    assert lay_on_disk([layers], tmp_path) > 100e6
+    give_back()
+    resident, told = psutil.Process().memory_info().rss, []
+    with in_turn([layers]):
+        for layer, expected in zip(layers, right, strict=True):
+            torch.testing.assert_close(layer(x), expected)
+            told.append(psutil.Process().memory_info().rss - resident)
+    assert max(told) < 1.5 * layers[0].weight.nbytes, "layers stayed"
+    assert not any(layer._forward_hooks for layer in layers)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems keep an open file's name")
