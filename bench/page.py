@@ -69,6 +69,7 @@ def _round(browser: Browser) -> dict[str, float]:
             page.wait_for_function(_PAINTED, polling=20)
             told = {"first content": time.perf_counter() - begun}
             page.locator("#status").wait_for()
+            person.go_to("train")  # the page opens on Start
             page.locator("#train-start").wait_for()
             told["form"] = time.perf_counter() - begun
             person.wait_for_status("ready")

@@ -57,7 +57,7 @@ def lay_on_disk(modules: Sequence[nn.Module], folder: Path) -> int:
 
 @contextmanager
 def in_turn(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside, a layer of such a module leaves memory as soon as the next one is computed; afterwards all of it has."""
+    """Inside, a layer of such a module leaves memory as soon as it is computed; afterwards all of it has."""
     layers = [
         layer
         for module in modules
