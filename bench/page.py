@@ -2,7 +2,8 @@
 
 Run from the checkout: `python -m bench.page [--rounds 3] [--write]`. Each round is a new workspace and new processes on
 a warm disk; a real browser looks. First content is the browser's own first contentful paint (the bar, in its colours);
-the form can be used when Train's button is there. These are promises, not ratios (6 s, 20 s and 4 s on 2 cores).
+the form can be used when Train's button is there, after a click on its tab. These are promises, not ratios (6 s, 20 s
+and 4 s on 2 cores).
 """
 
 import argparse
